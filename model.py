@@ -1,0 +1,383 @@
+"""The network, and everything that training and inference must agree on.
+
+    from model import load_model, load_image, predict_prob
+    net = load_model("weights/watermark.pt")           # architecture, normalisation and threshold are in the file
+    prob = predict_prob(net, load_image("in.jpg"))     # (H, W) float32 in [0, 1]
+
+    python model.py import FILE --arch unet --encoder mit_b5 -o OUT    # weights of the public notebook
+    python model.py export runs/x/best.pt weights/watermark.pt         # a checkpoint, small enough to release
+
+Read top to bottom: network, device and precision, image in, mask out, checkpoint file.
+"""
+import argparse
+import math
+import os
+import pickle
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import cv2
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+FORMAT = 1                            # version of the checkpoint dict; raise it when a key changes its meaning
+WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
+SIZE = 512                            # pixels on the longest side that the network looks at by default
+THRESHOLD = 0.5                       # probability from which a pixel is marked, until validation finds a better one
+DILATE = 3 / 512                      # default dilation radius per pixel of the longest side (MorphoMod uses d = 3)
+MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
+# Narrower than smp's own U-Net decoder (256, 128, 64, 32, 16): 4.2 M parameters instead of 6.6 M.
+OPTIONS = {"unet": {"decoder_channels": [128, 64, 48, 32, 16]}}
+PRIOR = 0.05                          # share of marked pixels that a fresh network expects: training starts from there
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+# ---------------------------------------------------------------- network
+
+class Segmenter(nn.Module):
+    """An smp network with its normalisation and padding inside.
+
+    `model`, `mean` and `std` keep the names of the public notebook's Lightning module, so that its weights
+    import key by key.
+    """
+
+    def __init__(self, arch: str, encoder: str, options: dict | None = None):
+        super().__init__()
+        self.arch, self.encoder, self.options = arch, encoder, options or {}
+        self.size, self.threshold = SIZE, THRESHOLD
+        self.model = smp.create_model(arch, encoder, encoder_weights=None, in_channels=3, classes=1, **self.options)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """image (B, 3, H, W) uint8 RGB (or float in [0, 255]), any H and W -> logits (B, 1, H, W)."""
+        H, W = image.shape[-2:]
+        x = (image.float() / 255 - self.mean) / self.std
+        stride = getattr(self.model.encoder, "output_stride", 32)
+        # replicate, not reflect: reflection needs a picture larger than the padding
+        x = F.pad(x, (0, -W % stride, 0, -H % stride), mode="replicate")   # (B, 3, H', W')
+        x = x.contiguous(memory_format=torch.channels_last if channels_last(x.device) else torch.contiguous_format)
+        return self.model(x)[..., :H, :W]                                  # (B, 1, H, W)
+
+
+def build(arch: str = "unet", encoder: str = "mobilenet_v2", encoder_weights: str = "none",
+          options: dict | None = None) -> Segmenter:
+    """A new network. encoder_weights: "imagenet" (downloaded by smp), "none" or a file with a state dict of the encoder.
+
+    A file may hold `mean` and `std` beside the encoder's tensors, for input in [0, 1]; ImageNet's are taken otherwise.
+    Raises ValueError with one sentence when a name is unknown or the weights cannot be had.
+    """
+    options = OPTIONS.get(arch.lower(), {}) if options is None else options
+    known = smp.encoders.get_encoder_names()
+    if encoder not in known and not encoder.startswith("tu-"):
+        raise ValueError(f"unknown encoder {encoder!r}; smp has {', '.join(known)}; timm's go by tu-NAME")
+    try:
+        net = Segmenter(arch, encoder, options)
+    except KeyError as e:                     # smp's own sentence lists the architectures
+        raise ValueError(e.args[0]) from e
+    except (ValueError, RuntimeError, TypeError, NotImplementedError) as e:
+        raise ValueError(f"smp cannot build {arch} on {encoder}: {first_line(e)}") from e
+    nn.init.constant_(net.model.segmentation_head[0].bias, math.log(PRIOR / (1 - PRIOR)))
+    if encoder_weights == "none":
+        return net
+    if Path(encoder_weights).is_file():
+        state = load_plain(Path(encoder_weights))
+        mean, std = (state.pop(k, None) for k in ("mean", "std"))
+        try:
+            net.model.encoder.load_state_dict(state)
+        except (RuntimeError, AttributeError, TypeError, KeyError) as e:
+            raise ValueError(f"{encoder_weights} does not hold the weights of encoder {encoder}: {first_line(e)}") from e
+    else:
+        pretrained, settings = download_encoder(encoder, encoder_weights)
+        net.model.encoder.load_state_dict(pretrained)
+        mean, std = settings["mean"], settings["std"]
+    for buffer, value in ((net.mean, mean), (net.std, std)):
+        if value is not None:
+            buffer.copy_(torch.as_tensor(value, dtype=torch.float32).view(1, 3, 1, 1))
+    return net
+
+
+def download_encoder(encoder: str, name: str) -> tuple[dict, dict]:
+    """The encoder's published weights through smp, and its input settings; ValueError within seconds if offline."""
+    import huggingface_hub
+    try:                                      # smp itself would retry for 23 s and print a stack of warnings
+        urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=4).close()
+    except urllib.error.HTTPError:
+        pass                                  # an answer, if an unfriendly one: the hub is there
+    except OSError:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True       # a copy in the cache still serves
+    try:
+        state = smp.encoders.get_encoder(encoder, weights=name).state_dict()
+        return state, smp.encoders.get_preprocessing_params(encoder, name)
+    except Exception as e:                    # smp, timm and hub raise a dozen kinds here; all mean the same to a user
+        raise ValueError(f"no weights {name!r} for encoder {encoder} ({type(e).__name__}: {first_line(e)}); "
+                         f"--encoder-weights none trains without them, --encoder-weights FILE takes a local file") from e
+
+
+def fuse_batchnorm(module: nn.Module) -> nn.Module:
+    """Folds every BatchNorm that follows a convolution into it, in place: for inference, 1.5 times as fast on a CPU."""
+    children = list(module.named_children())
+    for (name, child), (next_name, following) in zip(children, children[1:]):
+        if type(child) is nn.Conv2d and type(following) is nn.BatchNorm2d:
+            setattr(module, name, fuse_conv_bn_eval(child, following))
+            setattr(module, next_name, nn.Identity())
+    for child in module.children():
+        fuse_batchnorm(child)
+    return module
+
+
+# ---------------------------------------------------------------- device and precision
+
+def pick_device(name: str = "auto") -> tuple[torch.device, str]:
+    """-> (device, reason). name: auto, cuda, cuda:1, mps, cpu. ValueError when it is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))), "a CUDA GPU was found"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "Apple's GPU was found"
+        return torch.device("cpu"), "no GPU was found"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        raise ValueError(f"device {name!r} is not there: {first_line(e)}") from e
+    return device, "asked for"
+
+
+def pick_amp(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """-> (autocast dtype or None, reason). name: auto, bf16, fp16, off."""
+    if name != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[name], "asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "this GPU has bf16 in hardware"
+        return torch.float16, "this GPU has no bf16"
+    if device.type == "cpu" and has_cpu_bf16():
+        return torch.bfloat16, "this CPU has AVX512-BF16 or AMX: twice as fast"
+    return None, f"float32 is the safe choice on {device.type}"
+
+
+def has_cpu_bf16() -> bool:
+    """bf16 in hardware; without it oneDNN emulates and loses."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")      # private, and younger than torch 2.4
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def channels_last(device: torch.device) -> bool:
+    """Faster on CUDA and CPU; slow or wrong on MPS (pytorch #193349, #180984)."""
+    return device.type != "mps"
+
+
+# ---------------------------------------------------------------- image in
+
+def load_image(source, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Any picture as it is displayed -> (H, W, 3) uint8 RGB.
+
+    source: path, binary file, PIL image or HWC uint8 array. EXIF orientation is applied, transparency lies on white,
+    16-bit and float greys are scaled by their full range (never stretched per image), of an animation the first frame.
+    Raises OSError for a file that is no complete picture, ValueError for one over max_pixels.
+    """
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
+            raise ValueError(f"expected an (H, W, 3) uint8 array, got {source.shape} {source.dtype}")
+        return source
+    Image.MAX_IMAGE_PIXELS = None             # our own limit, below, in place of Pillow's warning
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width}x{image.height} is over the limit of {max_pixels} pixels")
+        image.load()
+    except (SyntaxError, EOFError, IndexError, TypeError, AttributeError, KeyError, pickle.PickleError) as e:
+        raise OSError(f"not a readable picture: {first_line(e)}") from e      # what Pillow's plugins raise on garbage
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:                         # garbage in the EXIF block is no reason to refuse the picture
+        image = image.copy()
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+        grey = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
+        full = 1 if image.mode == "F" and grey.max() <= 1 else 255 if grey.max() <= 255 and image.mode == "F" else 65535
+        return np.repeat((np.clip(grey / full, 0, 1) * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def shrink(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, ...) -> the same with its longest side at most `size` pixels; smaller pictures stay as they are."""
+    H, W = image.shape[:2]
+    scale = size / max(H, W)
+    if scale >= 1:
+        return image
+    return cv2.resize(image, (max(round(W * scale), 1), max(round(H * scale), 1)), interpolation=cv2.INTER_AREA)
+
+
+# ---------------------------------------------------------------- mask out
+
+@torch.inference_mode()
+def predict_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
+    """Pictures of one shape, each (H, W, 3) uint8 RGB -> for each (H, W) float32 probabilities, at that size."""
+    device = net.mean.device
+    batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)      # (B, 3, H, W)
+    dtype, _ = pick_amp("auto", device)
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        logits = net(batch)
+    return list(logits.float().sigmoid()[:, 0].cpu().numpy())                      # B x (H, W)
+
+
+def predict_prob(net: Segmenter, image: np.ndarray, size: int | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) float32 in [0, 1]. size: longest side that the network sees, net.size if None."""
+    prob, = predict_probs(net, [shrink(image, size or net.size)])
+    return resize_prob(prob, *image.shape[:2])
+
+
+def resize_prob(prob: np.ndarray, H: int, W: int) -> np.ndarray:
+    """Back to the picture's own size, before the threshold, so that edges stay smooth."""
+    return prob if prob.shape == (H, W) else cv2.resize(prob, (W, H), interpolation=cv2.INTER_LINEAR)
+
+
+def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
+    """`radius` rounds of the 3x3 cross, a diamond (MorphoMod's operator), in one pass: city-block distance <= radius.
+
+    mask (H, W) uint8, non-zero where marked -> (H, W) uint8 {0, 255}.
+    """
+    marked = mask > 0
+    if radius > 0 and marked.any():
+        marked = cv2.distanceTransform((~marked).astype(np.uint8), cv2.DIST_L1, 3) <= radius
+    return marked.astype(np.uint8) * 255
+
+
+def default_dilation(H: int, W: int) -> int:
+    """Radius in pixels that grows with the picture: 3 at 512."""
+    return max(1, round(DILATE * max(H, W)))
+
+
+# ---------------------------------------------------------------- checkpoint file
+
+def pack(net: Segmenter, **training) -> dict:
+    """The checkpoint dict: plain tensors and JSON types. `training` holds ema, optimizer, step, ... or nothing."""
+    empty = dict.fromkeys(("ema", "optimizer", "scheduler", "scaler", "step", "best_iou", "args", "rng"))
+    return {"format": FORMAT, "arch": net.arch, "encoder": net.encoder, "options": net.options, "size": net.size,
+            "threshold": net.threshold, "model": net.state_dict(), **empty, **training}
+
+
+def save_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Written beside itself, then renamed: a crash or a full disk never costs the file that was there."""
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as f:
+        try:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+            os.chmod(f.name, 0o644)
+            os.replace(f.name, path)
+        except BaseException:
+            os.unlink(f.name)
+            raise
+
+
+def load_plain(path: Path) -> dict:
+    """torch.load that runs no code and answers with one sentence: FileNotFoundError or ValueError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise ValueError(f"{path} is refused: it is damaged, or holds code instead of plain tensors") from e
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as e:
+        raise ValueError(f"{path} is no complete weights file: {first_line(e)}") from e
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
+    return state
+
+
+def load_checkpoint(path: Path) -> dict:
+    checkpoint = load_plain(path)
+    if "arch" not in checkpoint or "model" not in checkpoint:
+        raise ValueError(f"{path} is not one of our checkpoints (python model.py import takes the public notebook's)")
+    if checkpoint["format"] != FORMAT:
+        raise ValueError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
+    return checkpoint
+
+
+def from_checkpoint(checkpoint: dict, ema: bool = True) -> Segmenter:
+    """The network of a checkpoint, with its averaged weights where it has them, on the CPU, in float32."""
+    net = build(checkpoint["arch"], checkpoint["encoder"], "none", checkpoint["options"])
+    try:
+        net.load_state_dict(checkpoint["ema"] if ema and checkpoint["ema"] else checkpoint["model"])
+    except RuntimeError as e:
+        raise ValueError(f"its tensors do not fit {net.arch} on {net.encoder}: {first_line(e)}") from e
+    net.size, net.threshold = checkpoint["size"], checkpoint["threshold"]
+    return net
+
+
+def load_model(path: Path = WEIGHTS, device: torch.device | str = "cpu") -> Segmenter:
+    """best.pt, last.pt or the released file -> the network, ready for inference on `device`."""
+    net = from_checkpoint(load_checkpoint(path))
+    if not all(torch.isfinite(t).all() for t in net.state_dict().values()):
+        raise ValueError(f"{path} holds weights that are not finite")
+    net = fuse_batchnorm(net.eval().requires_grad_(False)).to(device)
+    return net.to(memory_format=torch.channels_last) if channels_last(net.mean.device) else net
+
+
+def import_notebook(path: Path, arch: str, encoder: str) -> Segmenter:
+    """The public notebook's .pth, a Lightning state dict with keys mean, std and model.*, as one of our networks."""
+    state = load_plain(path)
+    state = state.get("state_dict", state)
+    net = build(arch, encoder, "none", options={})            # smp's own decoder widths, as in the notebook
+    theirs, ours = set(state), set(net.state_dict())
+    if theirs != ours:
+        raise ValueError(f"{path} is not {arch} on {encoder}: {len(ours - theirs)} tensors are missing "
+                         f"({', '.join(sorted(ours - theirs)[:1])}), {len(theirs - ours)} are strangers "
+                         f"({', '.join(sorted(theirs - ours)[:1])})")
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as e:
+        raise ValueError(f"{path} is not {arch} on {encoder}: {e.args[0].splitlines()[1].strip()}") from e
+    return net
+
+
+def export(path: Path) -> dict:
+    """A checkpoint stripped to what inference needs: averaged weights in half precision."""
+    net = from_checkpoint(load_checkpoint(path))
+    return pack(net, model={k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()})
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    p = commands.add_parser("import", help="take the public notebook's .pth")
+    p.add_argument("file", type=Path)
+    p.add_argument("--arch", default="unet", help="the architecture it was trained with (default: %(default)s)")
+    p.add_argument("--encoder", default="mit_b5", help="likewise (default: %(default)s)")
+    p.add_argument("-o", "--out", type=Path, required=True)
+    p = commands.add_parser("export", help="strip a checkpoint for release, in half precision")
+    p.add_argument("file", type=Path)
+    p.add_argument("out", type=Path)
+    args = parser.parse_args()
+    try:
+        if args.command == "import":
+            save_checkpoint(pack(import_notebook(args.file, args.arch, args.encoder)), args.out)
+        else:
+            save_checkpoint(export(args.file), args.out)
+    except (OSError, ValueError) as e:
+        print(f"model.py: {e}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
