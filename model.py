@@ -73,7 +73,8 @@ def build(arch: str = "unet", encoder: str = "mobilenet_v2", encoder_weights: st
     """A new network. encoder_weights: "imagenet" (downloaded by smp), "none" or a file with a state dict of the encoder.
 
     A file may hold `mean` and `std` beside the encoder's tensors, for input in [0, 1]; ImageNet's are taken otherwise.
-    Raises ValueError with one sentence when a name is unknown or the weights cannot be had.
+    Raises ValueError with one sentence where a name is unknown or a file does not fit, ConnectionError where the
+    weights cannot be downloaded.
     """
     options = OPTIONS.get(arch.lower(), {}) if options is None else options
     known = smp.encoders.get_encoder_names()
@@ -106,7 +107,10 @@ def build(arch: str = "unet", encoder: str = "mobilenet_v2", encoder_weights: st
 
 
 def download_encoder(encoder: str, name: str) -> tuple[dict, dict]:
-    """The encoder's published weights through smp, and its input settings; ValueError within seconds if offline."""
+    """The encoder's published weights through smp, and its input settings.
+
+    Raises ConnectionError within seconds where the hub cannot be reached, ValueError for a name that smp does not know.
+    """
     import huggingface_hub
     try:                                      # smp itself would retry for 23 s and print a stack of warnings
         urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=4).close()
@@ -118,8 +122,9 @@ def download_encoder(encoder: str, name: str) -> tuple[dict, dict]:
         state = smp.encoders.get_encoder(encoder, weights=name).state_dict()
         return state, smp.encoders.get_preprocessing_params(encoder, name)
     except Exception as e:                    # smp, timm and hub raise a dozen kinds here; all mean the same to a user
-        raise ValueError(f"no weights {name!r} for encoder {encoder} ({type(e).__name__}: {first_line(e)}); "
-                         f"--encoder-weights none trains without them, --encoder-weights FILE takes a local file") from e
+        kind = ConnectionError if huggingface_hub.constants.HF_HUB_OFFLINE else ValueError
+        raise kind(f"no weights {name!r} for encoder {encoder} ({first_line(e).rstrip('.')}); --encoder-weights none "
+                   "trains without them, --encoder-weights FILE takes a local file") from e
 
 
 def fuse_batchnorm(module: nn.Module) -> nn.Module:

@@ -1,0 +1,544 @@
+"""Score a model: IoU, F1, precision, recall and false alarms, with the conventions beside the numbers.
+
+    python eval.py                                              # released weights, generated backgrounds, logos/
+    python eval.py --images photos/ --logos logos/              # the held-out share of your own files
+    python eval.py data/CLWD/test                               # a published test set (see LAYOUTS)
+    python eval.py --weights runs/x/best.pt --recipe default --n 50 --worst 24 --plot breakdown.png
+    python eval.py --compare runs/a/best.pt runs/b/best.pt      # is B better, or only luckier?
+    python eval.py --weights runs/x/best.pt --tune              # find the best threshold, keep it in the file
+    torchrun --nproc-per-node 8 -- eval.py --n 10000            # many GPUs share the pictures (-- keeps --n from torchrun)
+
+Read top to bottom: metrics, test sets, scoring, tables, drawings, command line. Pictures pass the network one at a
+time and sample i is a pure function of (seed, i), so batches, workers and ranks cannot change a number.
+"""
+import argparse
+import csv
+import json
+import os
+import sys
+from bisect import bisect_right
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch.distributed as dist
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from model import (WEIGHTS, default_dilation, dilate, first_line, load_checkpoint, load_image, load_model, pick_device,
+                   predict_prob, save_checkpoint)
+from synth import MASK_ALPHA, PHOTO_TYPES, RECIPES, Synth, generate_background, read_photo
+
+CLEAN_SHARE = 0.001        # a clean picture counts as a false alarm when more than this share of its pixels is marked
+BOOTSTRAP = 1000           # resamples behind a 95 % interval
+VALIDATION_SEED = 1        # train.py chooses best.pt on these samples, --tune the threshold
+TEST_SEED = 2              # tables are made of these: the same held-out files, other samples
+THRESHOLDS = [k / 20 for k in range(1, 20)]
+DILATIONS = (0, 1, 3, 5, 10)                      # MorphoMod's radii in pixels; predict.py's own stands beside them
+PAPER_SIZE = 256           # pixels; SLBR, DENet and others squash image (bilinear) and mask (nearest) to this square
+WORST = Path("worst.png")
+CURVE = "precision recall dataset_iou iou false_alarm_rate"       # columns of the threshold curve
+RULES = {"default": f"alpha > {MASK_ALPHA:g}", "reference": "alpha > 0", "clwd": "sum abs(J-I) > 15/255",
+         "logo-l": "alpha > 0", "logo-h": "alpha > 0", "logo-gray": "alpha > 0"}
+PUBLISHED = {"reference": ".385 / -, a fork's run", "logo-l": ".696 / .788, DENet", "logo-h": ".797 / .874, DENet",
+             "logo-gray": ".743 / .828, DENet"}
+DEFINITIONS = f"""\
+IoU, F1: mean over the pictures that have a mark (a miss is 0), [95 % bootstrap interval over pictures]. Dataset IoU and
+F1, precision, recall: from the pixels of all pictures of the line together. False alarm rate: share of the n clean
+pictures with more than {CLEAN_SHARE:.1%} of their pixels marked; they are in no mean (SLBR counts them 0, smp and Pytorch-UNet 1).
+Mask rule: where the truth is 1; results under different rules do not compare. Published: IoU / F1, * another test set."""
+
+
+# ---------------------------------------------------------------- metrics
+
+def count(mask: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    """Pixel counts of one picture. mask, truth: the same shape, any dtype, non-zero where marked."""
+    mask, truth = mask > 0, truth > 0
+    tp = int(np.count_nonzero(mask & truth))
+    return {"tp": tp, "fp": int(np.count_nonzero(mask)) - tp, "fn": int(np.count_nonzero(truth)) - tp,
+            "pixels": truth.size}
+
+
+def ratios(counts: dict) -> dict[str, float]:
+    """Of one picture's counts, or of a sum of them. NaN where the truth is empty, or there is nothing to divide."""
+    tp, fp, fn = (counts[k] for k in ("tp", "fp", "fn"))
+    parts = {"iou": (tp, tp + fp + fn), "f1": (2 * tp, 2 * tp + fp + fn), "precision": (tp, tp + fp),
+             "recall": (tp, tp + fn), "excess_per_mark": (fp, tp + fn)}
+    return {name: a / b if b and tp + fn else float("nan") for name, (a, b) in parts.items()}
+
+
+def is_marked(row: dict) -> bool:
+    return row["tp"] + row["fn"] > 0
+
+
+def is_false_alarm(row: dict) -> bool:
+    return not is_marked(row) and row["fp"] / row["pixels"] > CLEAN_SHARE
+
+
+def mean(values: list) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def interval(values: list) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean; always the same resamples, so that a number can be reproduced."""
+    if not values:
+        return float("nan"), float("nan")
+    rng, values = np.random.default_rng(0), np.asarray(values, float)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(BOOTSTRAP)]
+    low, high = np.percentile(means, (2.5, 97.5)).tolist()
+    return low, high
+
+
+def summarise(rows: list[dict]) -> dict[str, float]:
+    """Counts of many pictures -> the metrics, as DEFINITIONS has them. NaN where there is nothing to divide.
+
+    excess: what is marked outside the truth, as a share of the picture (mean) and of the truth (all pixels together).
+    """
+    marked, clean = [r for r in rows if is_marked(r)], [r for r in rows if not is_marked(r)]
+    dataset = ratios({k: sum(r[k] for r in rows) for k in ("tp", "fp", "fn")})
+    summary = {"n_marked": len(marked), "n_clean": len(clean)}
+    for name in ("iou", "f1"):
+        values = [ratios(r)[name] for r in marked]
+        summary[name], (summary[f"{name}_low"], summary[f"{name}_high"]) = mean(values), interval(values)
+    return summary | {"dataset_iou": dataset["iou"], "dataset_f1": dataset["f1"], "precision": dataset["precision"],
+                      "recall": dataset["recall"], "excess_per_picture": mean([r["fp"] / r["pixels"] for r in marked]),
+                      "excess_per_mark": dataset["excess_per_mark"],
+                      "false_alarm_rate": mean([is_false_alarm(r) for r in clean])}
+
+
+def summarise_curve(rows: list[dict]) -> dict[float, dict]:
+    """threshold -> metrics of the plain mask."""
+    return {t: summarise([r["curve"][k] for r in rows]) for k, t in enumerate(THRESHOLDS)}
+
+
+def best_threshold(curve: dict[float, dict]) -> float:
+    """The highest per-image IoU, of equals the nearest to a half. For validation samples, never for a test.
+    ValueError where no picture has a mark."""
+    if not curve[0.5]["n_marked"]:
+        raise ValueError("no sample has a mark, so no threshold is better than another: raise --n")
+    return max(curve, key=lambda t: (curve[t]["iou"], -abs(t - 0.5)))
+
+
+def summarise_dilation(rows: list[dict]) -> dict[str, dict]:
+    """radius -> metrics: what an inpainting tool asks is recall (is every marked pixel covered?) and excess."""
+    marked = [r for r in rows if is_marked(r)]
+    return {str(d): summarise([r["dilated"][k] for r in marked]) for k, d in enumerate((*DILATIONS, "default"))}
+
+
+BINS = {"opacity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1), "size": (0, 0.5, 1, 2, 5, 10, 20, 100), "kind": None,
+        "blend": None, "jpeg": (0, 50, 70, 85, 100)}
+KINDS = {"lockup": "logo", "lines": "text", "credit": "text", "stamp": "text", "band": "text", "tiles": "tiled",
+         "lattice": "tiled", "strokes": "line"}
+
+
+def traits(row: dict) -> dict:
+    """What a picture is sorted by: of its mark if it has exactly one, else None; size in % of the picture; last JPEG."""
+    marks, jpeg = row["meta"].get("marks", []), row["meta"].get("jpeg", 0)
+    one = marks[0] if len(marks) == 1 else {}
+    return {"opacity": one.get("opacity"), "size": 100 * (row["tp"] + row["fn"]) / row["pixels"],
+            "kind": KINDS.get(one.get("kind"), one.get("kind")), "blend": one.get("blend"),
+            "jpeg": "none" if jpeg is None else jpeg or None}
+
+
+def breakdown(rows: list[dict]) -> dict[str, dict]:
+    """"axis/bin" -> metrics of the marked pictures there, each axis in rising order, empty bins left out."""
+    bins = {}
+    for row in filter(is_marked, rows):
+        for place, (axis, value) in enumerate(traits(row).items()):
+            if isinstance(value, str):
+                bins.setdefault((place, -1, f"{axis}/{value}"), []).append(row)
+            elif value is not None:
+                edges = BINS[axis]
+                k = min(max(bisect_right(edges, value) - 1, 0), len(edges) - 2)
+                bins.setdefault((place, k, f"{axis}/{edges[k]:g}-{edges[k + 1]:g}"), []).append(row)
+    return {key[-1]: summarise(bins[key]) for key in sorted(bins)}
+
+
+def compare(rows_a: list[dict], rows_b: list[dict]) -> dict:
+    """Two models, or two thresholds, on the same pictures: paired, so how hard a picture is cancels out."""
+    a, b = summarise(rows_a), summarise(rows_b)
+    differences = [ratios(y)["iou"] - ratios(x)["iou"] for x, y in zip(rows_a, rows_b) if is_marked(x)]
+    low, high = interval(differences)
+    return {"n_marked": len(differences), "iou_A": a["iou"], "iou_B": b["iou"], "B_minus_A": mean(differences),
+            "B_minus_A_low": low, "B_minus_A_high": high,
+            "better": "B" if low > 0 else "A" if high < 0 else "not shown" if differences else "-",
+            "A_false_alarm_rate": a["false_alarm_rate"], "B_false_alarm_rate": b["false_alarm_rate"]}
+
+
+# ---------------------------------------------------------------- test sets
+
+class Pictures(Dataset):
+    """make(i) -> image (H, W, 3) uint8 RGB, truth (H, W) uint8 {0, 1}, meta with `name` and `notes`; image and truth are
+    None where the picture must be skipped. make is a partial of a function below, so that workers can start afresh."""
+
+    def __init__(self, name: str, rule: str, n: int, make, published: str = ""):
+        self.name, self.rule, self.n, self.make, self.published = name, rule, n, make, published or "-"
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int):
+        cv2.setNumThreads(0)                      # in a worker, OpenCV's threads only fight each other
+        return self.make(i)
+
+
+def make_marked(synth: Synth, i: int):
+    image, mask, meta = synth.make_sample(synth.seed, i)                          # (3, H, W), (1, H, W)
+    return np.ascontiguousarray(image.transpose(1, 2, 0)), mask[0], meta | {"name": str(i), "notes": []}
+
+
+def make_clean(synth: Synth, i: int):
+    if not synth.photos:
+        image = generate_background(np.random.default_rng([synth.seed, i]))
+        return image, np.zeros(image.shape[:2], np.uint8), {"name": f"generated {i}", "notes": []}
+    image = read_photo(synth.photos[i])
+    if image is None:
+        return None, None, {"name": synth.photos[i], "notes": ["skipped, not a readable picture"]}
+    return image, np.zeros(image.shape[:2], np.uint8), {"name": synth.photos[i], "notes": []}
+
+
+def synthetic_sets(images: Path | None, logos: Path, recipe: str | None, n: int, seed: int) -> list[Pictures]:
+    sets = []
+    for name in [recipe] if recipe else RECIPES:
+        synth = Synth(images, logos, name, held_out=True, seed=seed)
+        published = PUBLISHED[name] + " *" if name in PUBLISHED else ""
+        sets.append(Pictures(name, RULES[name], n, partial(make_marked, synth), published))
+    if recipe in (None, "default"):               # every held-out photo without a mark, not only the samples that stay so
+        sets.append(Pictures("clean photos", "-", len(synth.photos) or n, partial(make_clean, synth)))
+    return sets
+
+
+# data set, folder of images, folder of masks, what else tells it, value (of 255) above which a mask file marks;
+# the first that fits: CLWD has Alpha/ too, and LVW nothing of its own
+LAYOUTS = (("CLWD", "Watermarked_image", "Mask", "Mask", 25.5),
+           ("PRWD", "Watermarked_image", "alpha", "alpha", 1),
+           ("ILAW", "watermarked", "alpha", "alpha", 1),
+           ("LOGO", "image", "mask", "wm", 127),
+           ("Alpha1", "image", "mask", "image/*.jpg", 127),
+           ("LVW", "image", "mask", "mask", 25.5),
+           ("ours", "images", "masks", "masks", 127))
+
+
+def folder_sets(folder: Path) -> list[Pictures]:
+    """A data set on disk, at full size and in the papers' convention. ValueError where no layout fits."""
+    for layout in LAYOUTS:
+        name, images, masks, tell, above = layout
+        if (folder / images).is_dir() and (folder / masks).is_dir() and any(folder.glob(tell)):
+            break
+    else:
+        known = ", ".join(f"{name}: {images}/ {masks}/" for name, images, masks, *_ in LAYOUTS)
+        raise ValueError(f"{folder} has no layout that is known here ({known}); a data set's split is wanted, like test/")
+    pairs = {}                                    # stem -> its images, its masks, how it was made
+    for k, part in enumerate((images, masks)):
+        for path in sorted((folder / part).iterdir()):
+            if path.suffix.lower() in PHOTO_TYPES:
+                pairs.setdefault(path.stem, ([], [], {}))[k].append(path)
+    if not pairs:
+        raise ValueError(f"no picture in {folder / images} (looked for {' '.join(PHOTO_TYPES)})")
+    if (folder / "meta.jsonl").is_file():         # an export of synth.py
+        for meta in map(json.loads, (folder / "meta.jsonl").read_text().splitlines()):
+            pairs.setdefault(meta["name"], ([], [], {}))[2].update(meta)
+    rule, n = f"mask file > {above:g} of 255", len(pairs)
+    print(f"{folder} is read as {name}: {images}/ with {masks}/, {n} names, {rule}", file=sys.stderr)
+    pairs = sorted(pairs.items())
+    return [Pictures("full size", rule, n, partial(make_pair, layout, pairs, None)),
+            Pictures(f"{PAPER_SIZE} x {PAPER_SIZE}", rule, n, partial(make_pair, layout, pairs, PAPER_SIZE))]
+
+
+def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
+    name, (images, masks, meta) = pairs[i]
+    above, notes = layout[-1], []
+    meta = meta | {"name": name, "notes": notes}
+    try:
+        if len(images) != 1 or len(masks) != 1:
+            raise ValueError(f"{len(images)} images and {len(masks)} masks of one name")
+        image = load_image(images[0])                                             # (H, W, 3)
+        with Image.open(masks[0]) as file:
+            mask = np.asarray(file.convert("RGB")).max(2)                         # (H, W)
+        if mask.shape != image.shape[:2]:
+            sizes = "an image of {1}x{0} and a mask of {4}x{3} pixels".format(*image.shape, *mask.shape)
+            if layout[0] != "LOGO":               # whose own loaders resize
+                raise ValueError(sizes)
+            notes.append(f"resized by nearest, {sizes}")
+            mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    except (OSError, ValueError, SyntaxError) as e:
+        notes.append(f"skipped, {first_line(e)}")
+        return None, None, meta
+    if above > 1 and not np.isin(mask, (0, 255)).all():
+        notes.append(f"mask is not binary, taken as > {above:g}")
+    truth = (mask > above).astype(np.uint8)
+    if not truth.any():
+        notes.append("mask is empty, scored as a clean picture")
+    if square:
+        image = cv2.resize(image, (square, square), interpolation=cv2.INTER_LINEAR)
+        truth = cv2.resize(truth, (square, square), interpolation=cv2.INTER_NEAREST)
+    return image, truth, meta
+
+
+# ---------------------------------------------------------------- scoring
+
+def find_mask(prob: np.ndarray, threshold: float, radius: int) -> np.ndarray:
+    """(H, W) float32 -> (H, W) uint8 {0, 255}: what predict.py writes."""
+    return dilate((prob >= threshold).astype(np.uint8), radius)
+
+
+def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, world: int = 1) -> list[dict]:
+    """A row for every picture, in order: meta, and unless it was skipped the counts of its mask dilated by radius, and
+    under `curve` and `dilated` those at THRESHOLDS and DILATIONS.
+
+    Pictures are made in workers beside the network. Rank r scores every world-th; all ranks return all rows.
+    """
+    share = range(rank, len(pictures), world)
+    workers = min(max((os.cpu_count() or 1) // world - 1, 0), len(share) // 8)
+    loader = DataLoader(Subset(pictures, share), batch_size=None, num_workers=workers, collate_fn=tuple)
+    was, rows = net.training, []
+    net.eval()
+    bar = tqdm(loader, desc=pictures.name, unit="picture", leave=False, disable=None if rank == 0 else True)
+    for i, (image, truth, meta) in zip(share, bar):
+        rows.append({"index": i, "meta": meta})
+        if image is not None:
+            prob = predict_prob(net, image)                                       # (H, W) float32
+            radii = (*DILATIONS, default_dilation(*truth.shape))
+            rows[-1] |= count(find_mask(prob, net.threshold, radius), truth)
+            rows[-1]["curve"] = [count(prob >= t, truth) for t in THRESHOLDS]
+            rows[-1]["dilated"] = [count(find_mask(prob, net.threshold, d), truth) for d in radii]
+    net.train(was)
+    if world > 1:
+        parts = [None] * world
+        dist.all_gather_object(parts, rows)
+        rows = sorted(sum(parts, []), key=lambda row: row["index"])
+    return rows
+
+
+def evaluate(net: nn.Module, synth: Synth, n: int) -> list[dict]:
+    """The first n samples of a Synth -> rows for summarise, summarise_curve and breakdown. For train.py."""
+    return score(net, Pictures(synth.recipe, RULES[synth.recipe], n, partial(make_marked, synth)))
+
+
+# ---------------------------------------------------------------- tables
+
+def print_table(title: str, table: dict, columns: str) -> None:
+    """Markdown, aligned. table: name of a line -> its values; columns: their keys, separated by blanks."""
+    def cell(values: dict, key: str) -> str:
+        value = values[key]
+        if isinstance(value, (str, int)):
+            return str(value)
+        if value != value:                        # NaN
+            return "-"
+        if key.endswith("rate") or key.startswith("excess"):
+            return f"{100 * value:.1f} %"
+        low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
+        return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+    keys = columns.split()
+    lines = [[title, *(key.replace("_", " ").replace("iou", "IoU").replace("f1", "F1") for key in keys)]]
+    lines += [[str(name), *(cell(values, key) for key in keys)] for name, values in table.items()]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ["-" * width for width in widths])
+    print()                                       # Markdown wants blank lines around a table
+    for line in lines:
+        print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |")
+    print()
+
+
+def print_report(report: dict) -> None:
+    first = next(iter(report["sets"]))
+    print_table("test set", report["sets"], "n_marked iou f1 dataset_iou dataset_f1 precision recall false_alarm_rate "
+                "n_clean mask_rule published")
+    print(DEFINITIONS)
+    print(f"\nOf {first}: by what matters. Opacity, kind and blend are of samples with exactly one mark; size is the truth "
+          "in %\nof the picture, jpeg its last quality.")
+    print_table("pictures", report["breakdown"], "n_marked iou recall precision")
+    print(f"Of {first}: dilation in pixels (default: predict.py's, which grows with the picture), marked pictures only. "
+          "Excess:\nwhat is marked outside the truth, as a share of the picture, and of the mark.")
+    print_table("dilate", report["dilation"], "recall excess_per_picture excess_per_mark")
+    print(f"Of {first}: the plain mask at other thresholds. To choose one is --tune's work, on validation samples.")
+    print_table("threshold", report["curve"], CURVE)
+
+
+def write_csv(path: Path, sets: list[Pictures], results: list[list[dict]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer, head = csv.writer(file), ["set", "name", "tp", "fp", "fn", "pixels", "iou", "f1", *BINS]
+        writer.writerow(head)
+        for pictures, rows in zip(sets, results):
+            for row in rows:
+                values = row | ratios(row) | traits(row)
+                writer.writerow([pictures.name, row["meta"]["name"], *(values[key] for key in head[2:])])
+
+
+# ---------------------------------------------------------------- drawings
+
+def draw_worst(net: nn.Module, pictures: Pictures, rows: list[dict], n: int, radius: int) -> Image.Image:
+    """The n lowest IoU (a false alarm is 0, a clean picture left clean 1), of equals the most wrong pixels. Two columns of
+    image, truth, prediction; wrongly marked pixels are red."""
+    def quality(row: dict) -> tuple:
+        return ratios(row)["iou"] if is_marked(row) else float(not is_false_alarm(row)), -row["fp"] - row["fn"]
+
+    worst, cell = sorted(rows, key=quality)[:n], 256              # pixels
+    sheet = Image.new("RGB", (6 * cell, -(-len(worst) // 2) * (cell + 16)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for k, row in enumerate(worst):
+        x, y = k % 2 * 3 * cell, k // 2 * (cell + 16)
+        image, truth, meta = pictures[row["index"]]
+        mask = find_mask(predict_prob(net, image), net.threshold, radius)
+        prediction = np.repeat(mask[..., None], 3, axis=2)                        # (H, W, 3)
+        prediction[(mask > 0) & (truth == 0)] = 230, 60, 40
+        for j, picture in enumerate((image, np.repeat(truth[..., None] * 255, 3, axis=2), prediction)):
+            thumb = Image.fromarray(picture)
+            thumb.thumbnail((cell - 4, cell - 4))
+            sheet.paste(thumb, (x + j * cell, y + 16))
+        scores = "IoU {iou:.2f}, F1 {f1:.2f}".format(**ratios(row)) if is_marked(row) else f"clean, {row['fp']} pixels marked"
+        marks = [f"{m['kind']} {m['opacity']:.2f} {m['blend']}" for m in meta.get("marks", [])]
+        draw.text((x, y), "   ".join([f"{meta['name']}: {scores}", *marks])[:120], "black", font)
+    return sheet
+
+
+def draw_breakdown(table: dict[str, dict]) -> Image.Image:
+    """The IoU of every bin as a bar, with its 95 % interval as a line."""
+    left, scale, step = 140, 480, 20                              # pixels
+    picture = Image.new("RGB", (left + scale + 120, step * (len(table) + 1)), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    for tick in range(0, 11, 2):
+        x = left + scale * tick // 10
+        draw.line((x, step, x, picture.height), (220, 220, 220))
+        draw.text((x, step / 2), f"IoU {tick / 10}", "black", font, anchor="mm")
+    previous = ""
+    for k, (name, values) in enumerate(table.items(), 1):
+        y, axis = k * step + step // 2, name.split("/")[0]
+        if axis != previous:
+            draw.line((0, k * step, picture.width, k * step), (170, 170, 170))
+        previous = axis
+        end, low, high = (left + scale * values[key] for key in ("iou", "iou_low", "iou_high"))
+        draw.rectangle((left, y - 6, end, y + 6), (90, 135, 195))
+        draw.line((low, y, high, y), (20, 30, 50), 2)
+        draw.text((left - 8, y), name, "black", font, anchor="rm")
+        draw.text((left + scale + 10, y), f"{values['iou']:.3f}  (n {values['n_marked']})", "black", font, anchor="lm")
+    return picture
+
+
+# ---------------------------------------------------------------- command line
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # on what
+    parser.add_argument("folder", nargs="?", type=Path, help="a data set's split on disk (default: held-out samples)")
+    parser.add_argument("--images", type=Path, help="clean photos; their held-out share (default: generated backgrounds)")
+    parser.add_argument("--logos", type=Path, default=Path(__file__).parent / "logos",
+                        help="logos and fonts; their held-out share (default: %(default)s)")
+    parser.add_argument("--recipe", choices=RECIPES, help="only this one (default: all)")
+    parser.add_argument("--n", type=int, default=200,
+                        help="samples of each recipe; lower it if you cannot wait, intervals widen (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=TEST_SEED,
+                        help=f"other samples; {VALIDATION_SEED} is validation, no test (default: %(default)s)")
+    # which masks
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="best.pt, last.pt or a release (default: %(default)s)")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two weights on the same pictures")
+    parser.add_argument("--threshold", type=float, help="probability that marks a pixel (default: the weights' own)")
+    parser.add_argument("--dilate", type=int, default=0, help="radius in pixels, before scoring (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
+    # what else is done
+    parser.add_argument("--tune", action="store_true",
+                        help="no table: store the threshold of the best IoU on validation samples in --weights")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what the tables say, and all names of odd files")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="a line for every picture")
+    parser.add_argument("--worst", type=int, metavar="N", help=f"draw the N worst of the first line to {WORST}")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the breakdown (.png)")
+    args = parser.parse_args(argv)
+    worst, threshold = (1 if args.worst is None else args.worst), (0.5 if args.threshold is None else args.threshold)
+    if min(args.n, worst) < 1 or args.dilate < 0 or not 0 < threshold < 1:
+        raise ValueError("--n and --worst must be at least 1, --dilate at least 0, --threshold between 0 and 1")
+    if args.compare and (args.tune or args.csv or args.worst or args.plot):
+        raise ValueError("--compare prints one table: it takes no --tune, --csv, --worst or --plot")
+    if args.tune and (args.folder or args.threshold):
+        raise ValueError("--tune finds the threshold on synthetic validation samples: it takes no folder, no --threshold")
+    return args
+
+
+def report_notes(rows: list[dict]) -> dict[str, list[str]]:
+    """Says on stderr which files were skipped or are odd. -> what -> names"""
+    notes = {}
+    for meta in (row["meta"] for row in rows):
+        for note in meta["notes"]:
+            notes.setdefault(note, []).append(meta["name"])
+    for note, names in notes.items():
+        print(f"{note}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})", file=sys.stderr)
+    return notes
+
+
+def run(args: argparse.Namespace, rank: int, world: int) -> int:
+    device, why = pick_device(args.device)
+    nets = [load_model(path, device) for path in args.compare or [args.weights]]
+    for net in nets:
+        net.threshold = args.threshold or net.threshold
+    if args.folder:
+        sets = folder_sets(args.folder)
+    elif args.tune:
+        sets = synthetic_sets(args.images, args.logos, args.recipe or "default", args.n, VALIDATION_SEED)[:1]
+    else:
+        sets = synthetic_sets(args.images, args.logos, args.recipe, args.n, args.seed)
+    if rank == 0:
+        print(f"{device}: {why}", file=sys.stderr)
+        if not args.images and not args.folder:
+            print(f"no --images: generated backgrounds with the held-out part of {args.logos}; photos are a better test",
+                  file=sys.stderr)
+    results = [[score(net, pictures, args.dilate, rank, world) for pictures in sets] for net in nets]
+    if rank:
+        return 0
+
+    notes = report_notes(results[0][0] if args.folder else sum(results[0], []))
+    results = [[[row for row in rows if "tp" in row] for rows in scored] for scored in results]
+    rows, skipped = results[0][0], any(note.startswith("skipped") for note in notes)
+    if not rows:
+        raise ValueError("not one picture could be scored")
+    if args.tune:
+        curve = summarise_curve(rows)
+        best = best_threshold(curve)
+        print_table("threshold", curve, CURVE)
+        save_checkpoint(load_checkpoint(args.weights) | {"threshold": best}, args.weights)
+        print(f"threshold {best} is stored in {args.weights}, in place of {nets[0].threshold}")
+        return int(skipped)
+    report = {"flags": vars(args), "thresholds": [net.threshold for net in nets], "notes": notes}
+    if args.compare:
+        report["comparison"] = {s.name: compare(a, b) for s, a, b in zip(sets, *results)}
+        print_table("test set", report["comparison"],
+                    "n_marked iou_A iou_B B_minus_A better A_false_alarm_rate B_false_alarm_rate")
+        print("IoU per image on the same pictures, [95 % paired bootstrap interval]; better: whose side of 0 it lies on.")
+    else:
+        report |= {"sets": {s.name: summarise(part) | {"mask_rule": s.rule, "published": s.published}
+                            for s, part in zip(sets, results[0])},
+                   "breakdown": breakdown(rows), "dilation": summarise_dilation(rows), "curve": summarise_curve(rows)}
+        print_report(report)
+    if args.json:                                 # NaN is no JSON
+        plain = json.loads(json.dumps(report, default=str), parse_constant=lambda _: None)
+        args.json.write_text(json.dumps(plain, indent=1))
+    if args.csv:
+        write_csv(args.csv, sets, results[0])
+    if args.plot:
+        draw_breakdown(report["breakdown"]).save(args.plot)
+    if args.worst:
+        draw_worst(nets[0], sets[0], rows, args.worst, args.dilate).save(WORST)
+    for path in filter(None, (args.json, args.csv, args.plot, args.worst and WORST)):
+        print(path, file=sys.stderr)
+    return int(skipped)
+
+
+def main(argv=None) -> int:
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    try:
+        args = parse(argv)
+        if world > 1:
+            dist.init_process_group("gloo")       # rows are plain Python and travel over the CPU
+        code = run(args, rank, world)
+        if world > 1:
+            dist.destroy_process_group()
+        return code
+    except (OSError, ValueError) as e:
+        print(f"eval.py: {e}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

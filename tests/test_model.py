@@ -1,0 +1,303 @@
+import math
+import pickle
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import model
+from model import (build, default_dilation, dilate, from_checkpoint, fuse_batchnorm, load_checkpoint, load_image, load_model,
+                   pack, pick_amp, pick_device, predict_prob, predict_probs, resize_prob, save_checkpoint, shrink)
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return build().eval()
+
+
+@pytest.fixture
+def saved(net, tmp_path):
+    save_checkpoint(pack(net), tmp_path / "w.pt")
+    return tmp_path / "w.pt"
+
+
+# ---------------------------------------------------------------- network
+
+@pytest.mark.parametrize("H, W", [(1, 1), (1, 70), (33, 64), (64, 64), (100, 45)])
+def test_any_size_in_the_same_size_out(net, H, W):
+    with torch.no_grad():
+        logits = net(torch.zeros(2, 3, H, W, dtype=torch.uint8))
+    assert logits.shape == (2, 1, H, W) and torch.isfinite(logits).all()
+
+
+def test_normalisation_is_inside(net):
+    seen = []
+    handle = net.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        net(torch.full((1, 3, 32, 32), 255, dtype=torch.uint8))
+    handle.remove()
+    expected = (1 - torch.tensor(model.IMAGENET_MEAN)) / torch.tensor(model.IMAGENET_STD)
+    assert torch.allclose(seen[0][0, :, 0, 0], expected)
+
+
+def test_a_fresh_network_expects_the_base_rate(net):
+    image = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    mask = (torch.rand(4, 1, 64, 64) < model.PRIOR).float()
+    with torch.no_grad():
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(build().train()(image), mask)
+    entropy = -(model.PRIOR * math.log(model.PRIOR) + (1 - model.PRIOR) * math.log(1 - model.PRIOR))
+    assert abs(loss - entropy) < 0.1
+
+
+def test_fused_batchnorm_changes_nothing(net):
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    fresh = from_checkpoint(pack(net))
+    for m in fresh.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):                    # statistics that do something
+            m.running_mean.uniform_(-0.1, 0.1)
+            m.running_var.uniform_(0.5, 1.5)
+    with torch.no_grad():
+        before = fresh.eval()(image)
+        fused = fuse_batchnorm(fresh)
+        assert torch.allclose(fused(image), before, atol=1e-4)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+
+
+def test_released_size(net):
+    assert sum(p.numel() for p in net.parameters()) < 6e6
+
+
+ARCHS = ["unet", "unetplusplus", "fpn", "linknet", "manet", "pspnet", "deeplabv3plus", "segformer"]
+
+
+@pytest.mark.parametrize("encoder", ["mobilenet_v2", "resnet18", "mit_b0"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_smp_architectures_and_encoders(arch, encoder):
+    if encoder == "mit_b0" and arch in ("unetplusplus", "linknet"):
+        with pytest.raises(ValueError, match="cannot build"):        # smp says so itself
+            build(arch, encoder)
+        return
+    net = build(arch, encoder).train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    before = [p.clone() for p in net.parameters()]
+    net(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)).mean().backward()
+    optimizer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters()))
+
+
+@pytest.mark.parametrize("kwargs, words", [({"arch": "unett"}, ["unett", "deeplabv3plus"]),
+                                           ({"encoder": "resnet17"}, ["resnet17", "resnet18", "tu-"])])
+def test_a_typo_lists_what_exists(kwargs, words):
+    with pytest.raises(ValueError) as e:
+        build(**kwargs)
+    assert all(word in str(e.value) for word in words)
+
+
+def test_encoder_weights_from_a_file(net, tmp_path):
+    state = {k: torch.full_like(v, 0.01) for k, v in net.model.encoder.state_dict().items()}
+    torch.save({**state, "mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25)}, tmp_path / "encoder.pt")
+    loaded = build(encoder_weights=str(tmp_path / "encoder.pt"))
+    assert all((v == 0.01).all() for v in loaded.model.encoder.state_dict().values() if v.is_floating_point())
+    assert loaded.mean.flatten().tolist() == [0.5] * 3 and loaded.std.flatten().tolist() == [0.25] * 3
+    with pytest.raises(ValueError, match="encoder.pt does not hold the weights of encoder resnet18"):
+        build("unet", "resnet18", str(tmp_path / "encoder.pt"))
+
+
+def test_no_network_is_one_sentence_within_five_seconds(monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no route")
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", "/nonexistent")
+    monkeypatch.setattr(model.urllib.request, "urlopen", unreachable)
+    begin = time.monotonic()
+    with pytest.raises(ConnectionError, match="--encoder-weights none.*--encoder-weights FILE") as e:
+        build("unet", "resnet34", "imagenet")
+    assert time.monotonic() - begin < 5 and "\n" not in str(e.value)
+
+
+# ---------------------------------------------------------------- device and precision
+
+def test_device_and_precision_give_their_reasons():
+    device, why = pick_device("cpu")
+    assert device.type == "cpu" and why == "asked for"
+    assert pick_device("auto")[1].endswith("found")
+    with pytest.raises(ValueError, match="'tpu9' is not there"):
+        pick_device("tpu9")
+    assert pick_amp("off", device)[0] is None and pick_amp("bf16", device)[0] is torch.bfloat16
+    assert pick_amp("fp16", device)[0] is torch.float16
+    dtype, why = pick_amp("auto", device)
+    assert (dtype is torch.bfloat16) == model.has_cpu_bf16() and "CPU" in why or "cpu" in why
+    assert pick_amp("auto", torch.device("mps"))[0] is None
+
+
+# ---------------------------------------------------------------- image in, mask out
+
+def test_images_of_every_mode(tmp_path):
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+    cases = {"grey": (Image.fromarray(grey), grey), "palette": (Image.fromarray(grey).convert("P"), grey),
+             "bilevel": (Image.fromarray(grey > 99), (grey > 99) * 255),
+             "16 bit": (Image.fromarray(grey.astype(np.uint16) * 257), grey),
+             "float": (Image.fromarray(grey.astype(np.float32) / 255), grey),
+             "transparent": (Image.merge("LA", [Image.new("L", (8, 6), 0), Image.fromarray(grey)]), 255 - grey),
+             "cmyk": (Image.new("CMYK", (8, 6)), np.full((6, 8), 255))}
+    for name, (image, expected) in cases.items():
+        got = load_image(image)
+        assert got.shape == (6, 8, 3) and got.dtype == np.uint8, name
+        assert np.abs(got[..., 0].astype(int) - expected).max() <= 1, name
+    array = np.zeros((2, 3, 3), np.uint8)
+    assert load_image(array) is array
+    with pytest.raises(ValueError, match="uint8 array"):
+        load_image(np.zeros((2, 3), np.uint8))
+
+
+def test_exif_is_applied_and_its_garbage_ignored(tmp_path):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (20, 10)).save(tmp_path / "t.jpg", exif=exif)
+        assert load_image(tmp_path / "t.jpg").shape[:2] == ((10, 20) if orientation < 5 else (20, 10))
+    Image.new("RGB", (20, 10)).save(tmp_path / "g.jpg", exif=b"Exif\0\0garbage")
+    assert load_image(tmp_path / "g.jpg").shape == (10, 20, 3)
+
+
+def test_a_bomb_is_refused_and_a_broken_file_is_an_oserror(tmp_path):
+    Image.new("L", (300, 300)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="300x300 is over the limit of 1000 pixels"):
+        load_image(tmp_path / "a.png", max_pixels=1000)
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    with pytest.raises(OSError):
+        load_image(tmp_path / "a.png")
+
+
+def test_shrink_and_resize_back():
+    image = np.zeros((300, 1000, 3), np.uint8)
+    assert shrink(image, 500).shape == (150, 500, 3) and shrink(image, 2000) is image
+    assert shrink(np.zeros((1, 5000, 3), np.uint8), 512).shape == (1, 512, 3)
+    assert resize_prob(np.ones((150, 500), np.float32), 300, 1000).shape == (300, 1000)
+
+
+def test_predict_is_batch_independent(saved):
+    net = load_model(saved)
+    images = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)]
+    together = predict_probs(net, images)
+    for image, prob in zip(images, together):
+        alone = predict_prob(net, image)
+        assert alone.shape == (40, 50) and alone.dtype == np.float32 and 0 <= alone.min() <= alone.max() <= 1
+        assert np.abs(alone - prob).max() < 0.02                    # bf16
+
+
+def test_dilation_is_rounds_of_the_cross():
+    import cv2
+    rng = np.random.default_rng(0)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    for radius in (0, 1, 3, 10):
+        mask = (rng.random((60, 80)) > 0.99).astype(np.uint8)
+        assert np.array_equal(dilate(mask, radius), cv2.dilate(mask, cross, iterations=radius) * 255)
+    assert not dilate(np.zeros((5, 5), np.uint8), 3).any()
+    assert default_dilation(300, 512) == 3 and default_dilation(3000, 4096) == 24 and default_dilation(8, 8) == 1
+
+
+# ---------------------------------------------------------------- checkpoint file
+
+def test_round_trip(net, saved):
+    checkpoint = torch.load(saved, weights_only=True)                # plain data
+    assert {"format", "arch", "encoder", "size", "threshold", "model", "ema", "optimizer", "scheduler", "scaler", "step",
+            "best_iou", "args", "rng"} <= set(checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(),
+                                                 from_checkpoint(load_checkpoint(saved)).state_dict().values()))
+
+
+def test_averaged_weights_are_preferred(net, tmp_path):
+    ema = {k: torch.full_like(v, 0.5) for k, v in net.state_dict().items()}
+    save_checkpoint(pack(net, ema=ema), tmp_path / "w.pt")
+    assert (from_checkpoint(load_checkpoint(tmp_path / "w.pt")).model.segmentation_head[0].weight == 0.5).all()
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("/tmp/evil-was-here", "w"))
+
+
+def test_bad_weights_are_one_sentence_each(net, saved, tmp_path):
+    bad = tmp_path / "bad.pt"
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        load_model(bad)
+    bad.write_bytes(saved.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="no complete weights file|refused"):
+        load_model(bad)
+    bad.write_bytes(b"")
+    with pytest.raises(ValueError, match="no complete weights file"):
+        load_model(bad)
+    bad.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="refused"):
+        load_model(bad)
+    torch.save({"arch": Evil()}, bad)
+    with pytest.raises(ValueError, match="refused"):
+        load_model(bad)
+    torch.save({"a": 1}, bad)
+    with pytest.raises(ValueError, match="not one of our checkpoints"):
+        load_model(bad)
+    torch.save(pack(net) | {"format": 99}, bad)
+    with pytest.raises(ValueError, match="format 99"):
+        load_model(bad)
+    torch.save(pack(net) | {"encoder": "resnet18"}, bad)
+    with pytest.raises(ValueError, match="do not fit"):
+        load_model(bad)
+    torch.save(pack(net, model={k: v * float("nan") if v.is_floating_point() else v
+                                for k, v in net.state_dict().items()}), bad)
+    with pytest.raises(ValueError, match="not finite"):
+        load_model(bad)
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(net, saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def fails_half_way(checkpoint, f):
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(torch, "save", fails_half_way)
+    with pytest.raises(OSError):
+        save_checkpoint(pack(net), saved)
+    assert saved.read_bytes() == before and [p.name for p in saved.parent.iterdir()] == ["w.pt"]
+
+
+def test_export_is_half_the_size_and_predicts_the_same(net, tmp_path, capsys):
+    save_checkpoint(pack(net, ema=net.state_dict(), optimizer={"big": torch.zeros(10**6)}), tmp_path / "best.pt")
+    monkey = ["export", str(tmp_path / "best.pt"), str(tmp_path / "out.pt")]
+    assert run(monkey) == 0 and "MB" in capsys.readouterr().out
+    assert (tmp_path / "out.pt").stat().st_size < 13e6 and load_checkpoint(tmp_path / "out.pt")["optimizer"] is None
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    a, b = (predict_prob(load_model(tmp_path / f), image) for f in ("best.pt", "out.pt"))
+    assert np.abs(a - b).max() < 0.02
+
+
+def run(argv):
+    import sys
+    old, sys.argv = sys.argv, ["model.py", *argv]
+    try:
+        return model.main()
+    finally:
+        sys.argv = old
+
+
+def test_import_of_the_public_notebook(tmp_path, capsys):
+    import segmentation_models_pytorch as smp
+    theirs = smp.create_model("unet", "mit_b0", encoder_weights=None, in_channels=3, classes=1)
+    state = {"mean": torch.full((1, 3, 1, 1), 0.4), "std": torch.full((1, 3, 1, 1), 0.2),
+             **{f"model.{k}": v for k, v in theirs.state_dict().items()}}
+    torch.save(state, tmp_path / "notebook.pth")
+    flags = ["import", str(tmp_path / "notebook.pth"), "-o", str(tmp_path / "ours.pt")]
+    assert run([*flags, "--arch", "unet", "--encoder", "mit_b0"]) == 0
+    ours = load_model(tmp_path / "ours.pt")
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.allclose(ours(image), theirs.eval()((image / 255 - 0.4) / 0.2), atol=1e-4)
+    capsys.readouterr()
+    assert run([*flags, "--arch", "fpn", "--encoder", "mit_b0"]) == 2
+    assert run([*flags, "--arch", "unet", "--encoder", "resnet18"]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 2 and "is not fpn on mit_b0" in err[0] and "is not unet on resnet18" in err[1]

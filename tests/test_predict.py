@@ -1,0 +1,765 @@
+"""What predict.py promises: a mask of the displayed size or one sentence, for whatever lies in the folder."""
+import contextlib
+import errno
+import functools
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image, features
+
+import model
+import predict
+
+ROOT = Path(__file__).parents[1]
+SIZE = 64                                     # what the small untrained network looks at
+
+
+def photo(W=60, H=40, seed=0) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), np.uint8)
+    return Image.fromarray(cv2.resize(small, (W, H), interpolation=cv2.INTER_LINEAR))
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """Untrained, small to run, and told apart from 0.5 so that masks hold both marked and unmarked pixels."""
+    torch.manual_seed(0)
+    net = model.build()
+    net.size = SIZE
+    net.threshold = float(np.median(model.predict_prob(net.eval(), np.array(photo()))))
+    path = tmp_path_factory.mktemp("weights") / "w.pt"
+    model.save_checkpoint(model.pack(net), path)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """The small network gains nothing from threads, and it is built once."""
+    threads, load = torch.get_num_threads(), predict.load_model
+    torch.set_num_threads(1)
+    predict.load_model = functools.lru_cache(load)
+    yield
+    torch.set_num_threads(threads)
+    predict.load_model = load
+
+
+@pytest.fixture
+def run(weights, capsys):
+    """run("in.jpg", ...) -> code, out, err, as on the command line."""
+    def call(*argv, w=weights):
+        try:
+            code = predict.main([*map(str, argv), "--weights", str(w), "--device", "cpu"])
+        except SystemExit as e:               # argparse
+            code = e.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return SimpleNamespace(code=code, out=out, err=err)
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> Path:
+    """photos/a.jpg, b.png, notes.txt and deep/c.jpg below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    photo(seed=1).save(folder / "a.jpg")
+    photo(90, 50, seed=2).save(folder / "b.png")
+    photo(seed=3).save(folder / "deep" / "c.jpg")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def tree(folder) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if not p.is_dir())
+
+
+def mask_of(path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.mode == "L"
+        mask = np.array(image)
+    assert set(np.unique(mask)) <= {0, 255}
+    return mask
+
+
+# ---------------------------------------------------------------- names
+
+def test_one_picture_gets_its_mask_beside_it(run, photos):
+    assert run("photos/a.jpg").code == 0
+    assert mask_of("photos/a_mask.png").shape == (40, 60)
+    assert run("photos/a.jpg").code == 0      # again
+
+
+def test_a_folder_gets_a_folder_which_iopaint_pairs_by_stem(run, photos):
+    result = run("photos/")
+    assert result.code == 0 and tree("photos_masks") == ["a.png", "b.png"]
+    assert result.err.splitlines()[-1].startswith("predict.py: found marks on ")
+    assert result.err.splitlines()[-1].endswith("of 2 pictures, 0 failed")
+
+
+def test_recurse_keeps_the_tree_and_leaves_out_earlier_masks(run, photos):
+    for _ in range(2):
+        assert run("photos", "-r").code == 0
+        assert run("photos/deep").code == 0   # puts photos/deep_masks into the tree
+        assert run("photos/a.jpg").code == 0  # and photos/a_mask.png
+    assert tree("photos_masks") == ["a.png", "b.png", "deep/c.png"]
+
+
+def test_dot_is_a_folder_too(run, photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    assert run(".").code == 0
+    assert tree("../photos_masks") == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("inputs, out, expected", [
+    (["photos/a.jpg"], "m.png", ["m.png"]),
+    (["photos/a.jpg"], "m/", ["m/a.png"]),
+    (["photos/a.jpg", "photos/b.png"], "m", ["m/a.png", "m/b.png"]),
+    (["photos/*.jpg"], "m/", ["m/a.png"]),
+    (["photos"], "m", ["m/a.png", "m/b.png"]),
+    (["photos", "photos/deep/c.jpg"], "m", ["m/a.png", "m/b.png", "m/c.png"]),
+    (["photos", "-r"], "photos/deep2", ["photos/deep2/a.png", "photos/deep2/b.png", "photos/deep2/deep/c.png"]),
+])
+def test_out(run, photos, inputs, out, expected):
+    before = set(tree("."))
+    for _ in range(2):                        # the second time, the folders are there
+        assert run(*inputs, "-o", out).code == 0
+        assert sorted(set(tree(".")) - before) == expected
+
+
+def test_glob_that_the_shell_left_alone(run, photos):
+    assert run("photos/*").code == 1          # named so, notes.txt is tried, and deep/ is an input of its own
+    assert {"a_mask.png", "b_mask.png", "deep_masks/c.png"} <= set(tree("photos"))
+
+
+def test_rerun_of_a_shell_glob_leaves_out_its_own_masks(run, photos):
+    run("photos/a.jpg", "photos/b.png")
+    assert run(*sorted(map(str, photos.glob("*.*g")))).code == 0
+    assert tree("photos") == ["a.jpg", "a_mask.png", "b.png", "b_mask.png", "deep/c.jpg", "notes.txt"]
+
+
+def test_extra_outputs_lie_apart(run, photos):
+    assert run("photos", "--prob", "--overlay").code == 0
+    assert tree("photos_probs") == ["a.png", "b.png"] and tree("photos_overlays") == ["a.jpg", "b.jpg"]
+    assert run("photos/a.jpg", "-o", "x.png", "--prob", "--overlay").code == 0
+    assert {"x.png", "x_prob.png", "x_overlay.jpg"} <= set(tree("."))
+
+
+# ---------------------------------------------------------------- stdin, stdout
+
+def test_stdin_to_stdout_is_a_png(weights, photos):
+    done = subprocess.run([sys.executable, ROOT / "predict.py", "-", "--weights", weights], input=(photos / "a.jpg").read_bytes(),
+                          capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert mask_of(io.BytesIO(done.stdout)).shape == (40, 60)
+    assert tree(photos) == ["a.jpg", "b.png", "deep/c.jpg", "notes.txt"]
+
+
+def test_stdin_to_a_file(run, photos, monkeypatch):
+    for out, expected in (("m.png", "m.png"), ("m/", "m/stdin.png")):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=(photos / "a.jpg").open("rb")))
+        assert run("-", "-o", out).code == 0
+        assert mask_of(expected).shape == (40, 60)
+
+
+def test_out_dash(photos, weights, capfdbinary):
+    assert predict.main(["photos/b.png", "-o", "-", "--weights", str(weights)]) == 0
+    assert mask_of(io.BytesIO(capfdbinary.readouterr().out)).shape == (50, 90)
+
+
+@pytest.mark.parametrize("flags", [["-o", "-"], ["--json"]])
+def test_closed_stdout_is_no_drama(run, photos, monkeypatch, tmp_path, flags):
+    with open(tmp_path / "stdout", "w") as gone:
+        def write(data):
+            raise BrokenPipeError
+        pipe = SimpleNamespace(write=write, flush=lambda: None, fileno=gone.fileno)
+        pipe.buffer = pipe
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            assert run("photos/a.jpg", *flags).code == 1
+    assert "failed" not in err.getvalue() and "Errno" not in err.getvalue()
+
+
+def test_ctrl_c(run, photos, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(predict, "predict_probs", interrupt)
+    result = run("photos")
+    assert result.code == 130 and "stopped" in result.err and not Path("photos_masks").exists()
+
+
+# ---------------------------------------------------------------- flags
+
+def test_threshold(run, photos):
+    assert run("photos/a.jpg", "--threshold", "0").code == 0
+    assert (mask_of("photos/a_mask.png") == 255).all()
+    assert run("photos/a.jpg", "--threshold", "1").code == 0
+    assert (mask_of("photos/a_mask.png") == 0).all()
+
+
+def test_dilate_and_its_default(run, photos, weights):
+    net = model.load_model(weights)
+    marked = model.predict_prob(net, model.load_image("photos/a.jpg")) >= net.threshold
+    assert 0 < marked.mean() < 1
+    for flags, radius in (([], model.default_dilation(40, 60)), (["--dilate", "0"], 0), (["--dilate", "4"], 4)):
+        assert run("photos/a.jpg", *flags).code == 0
+        assert (mask_of("photos/a_mask.png") == model.dilate(marked.astype(np.uint8), radius)).all()
+
+
+def test_size_and_prob(run, photos, weights):
+    net = model.load_model(weights)
+    image = model.load_image("photos/b.png")
+    for flags, size in (([], SIZE), (["--size", "40"], 40)):
+        assert run("photos/b.png", "--prob", *flags).code == 0
+        expected = (model.predict_prob(net, image, size) * 255).round()
+        assert np.abs(np.array(Image.open("photos/b_prob.png")) - expected).max() == 0
+
+
+def test_overlay_is_red_on_the_mask(run, photos):
+    assert run("photos/a.jpg", "--overlay", "--threshold", "0").code == 0
+    with Image.open("photos/a_overlay.jpg") as overlay:
+        difference = np.array(overlay, float).mean((0, 1)) - np.array(Image.open("photos/a.jpg"), float).mean((0, 1))
+    assert overlay.size == (60, 40) and difference[0] > 40 and difference[1] < -40 and difference[2] < -40
+
+
+def test_json(run, photos):
+    (photos / "bad.jpg").write_bytes(b"nothing")
+    result = run("photos", "--json")
+    assert result.code == 1
+    lines = {Path(r["input"]).name: r for r in map(json.loads, result.out.splitlines())}
+    assert "Pillow" in lines["bad.jpg"]["error"]
+    record = lines["b.png"]
+    assert (record["width"], record["height"]) == (90, 50) and record["mask"] == "photos_masks/b.png"
+    mask = mask_of(record["mask"])
+    assert record["coverage"] == pytest.approx((mask > 0).mean(), abs=1e-6) and record["milliseconds"] > 0
+    assert 0 < record["max_prob"] < 1
+    count, _, stats, _ = cv2.connectedComponentsWithStats(mask)
+    assert len(record["boxes"]) == count - 1
+    assert {(b["x"], b["y"], b["width"], b["height"]) for b in record["boxes"]} == {tuple(s[:4].tolist()) for s in stats[1:]}
+
+
+def test_boxes_and_their_scores():
+    prob = np.zeros((20, 30), np.float32)
+    prob[2:5, 3:9], prob[10:12, 20:21] = 0.75, 0.5
+    assert predict.boxes((prob > 0).astype(np.uint8) * 255, prob) == [
+        {"x": 3, "y": 2, "width": 6, "height": 3, "score": 0.75}, {"x": 20, "y": 10, "width": 1, "height": 2, "score": 0.5}]
+
+
+def test_skip_existing(run, photos):
+    run("photos")
+    (Path("photos_masks") / "a.png").unlink()
+    kept = os.stat("photos_masks/b.png").st_mtime_ns
+    result = run("photos", "--skip-existing")
+    assert result.code == 0 and "of 1 pictures, 0 failed, 1 were there already" in result.err
+    assert os.stat("photos_masks/b.png").st_mtime_ns == kept and tree("photos_masks") == ["a.png", "b.png"]
+    Path("photos_masks/b.png").write_bytes(b"")                           # a power cut leaves such files
+    assert "of 1 pictures" in run("photos", "--skip-existing").err
+    assert "of 2 pictures" in run("photos", "--skip-existing", "--prob").err
+    assert "of 0 pictures, 0 failed, 2 were" in run("photos", "--skip-existing").err
+
+
+def test_quiet(run, photos):
+    assert run("photos", "-q").err == ""
+    (photos / "bad.jpg").write_bytes(b"nothing")
+    assert len(run("photos", "-q").err.splitlines()) == 1
+
+
+def test_max_pixels(run, photos):
+    result = run("photos/a.jpg", "--max-pixels", "100")
+    assert result.code == 1 and "60x40 is over the limit of 100 pixels" in result.err and "--max-pixels" in result.err
+
+
+def test_note_on_large_pictures_comes_once(run, tmp_path):
+    for name in "ab":
+        photo(300, 200).save(tmp_path / f"{name}.png")
+    assert run(tmp_path).err.count("--tile") == 1
+    assert "--tile" not in run(tmp_path, "--tile").err
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["a.jpg", "--device", "cuda:99"], "device"),
+    (["a.jpg", "--threshold", "7"], "--threshold 7.0 is not between"),
+    (["a.jpg", "--size", "3"], "--size 3"),
+    (["a.jpg", "--dilate", "-1"], "--dilate -1"),
+    (["a.jpg", "--max-pixels", "0"], "--max-pixels 0"),
+    (["a.jpg", "-o", "m.jpg"], "PNG|.png"),
+    (["a.jpg", "b.png", "-o", "-"], "stdout"),
+    (["a.jpg", "-"], "stdout"),
+    (["a.jpg", "-o", "-", "--json"], "stdout"),
+    (["-", "--prob"], "stdout"),
+    ([".", "-o", "notes.txt"], "is a file"),
+    ([".", "-o", "."], "mix"),
+    (["deep", "-r", "-o", "."], "mix"),
+    (["empty"], "no pictures in empty, -r"),
+    (["empty.jpg", "-r"], "no pictures in empty.jpg"),
+    ([], "usage"),
+])
+def test_wrong_usage_is_2_with_a_sentence(photos, monkeypatch, capsys, weights, argv, words):
+    monkeypatch.chdir(photos)
+    (photos / "empty").mkdir()
+    (photos / "empty.jpg").mkdir()
+    before = tree(".")
+    try:
+        code = predict.main([*argv, "--weights", str(weights)])
+    except SystemExit as e:
+        code = e.code
+    err = capsys.readouterr().err
+    assert code == 2 and any(word in err for word in words.split("|")) and "Traceback" not in err and tree(".") == before
+
+
+def test_help_needs_nothing():
+    done = subprocess.run([sys.executable, ROOT / "predict.py", "-h"], capture_output=True, text=True, timeout=300,
+                          cwd="/", env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0 and "--skip-existing" in done.stdout and done.stderr == ""
+
+
+# ---------------------------------------------------------------- tiles
+
+class Blur(torch.nn.Module):
+    """A network that looks 3 pixels far: seen through windows with overlap, nothing may change."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+        self.size, self.threshold = SIZE, 0.5
+
+    def forward(self, x):
+        x = torch.nn.functional.pad(x.float().mean(1, keepdim=True) / 64 - 2, (3, 3, 3, 3), mode="replicate")
+        return torch.nn.functional.avg_pool2d(x, 7, stride=1)
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    monkeypatch.setattr(model, "pick_amp", lambda name, device: (None, "exact"))
+
+
+@pytest.mark.parametrize("H, W", [(64, 64), (40, 200), (200, 65), (177, 301), (1, 300), (300, 2)])
+def test_tiles_equal_the_whole(exact, H, W):
+    image = np.random.default_rng(0).integers(0, 256, (H, W, 3), np.uint8)
+    whole, = model.predict_probs(Blur(), [image])
+    assert np.abs(predict.tiled_prob(Blur(), image, SIZE) - whole).max() < 1e-5
+
+
+def test_one_tile_is_the_untiled_result(weights):
+    net, image = model.load_model(weights), np.array(photo())
+    assert (predict.tiled_prob(net, image, SIZE) == model.predict_prob(net, image)).all()
+
+
+@pytest.mark.parametrize("length, size", [(1, 64), (64, 64), (65, 64), (1000, 64), (999, 100), (70, 33)])
+def test_weights_of_windows_add_up_to_one(length, size):
+    total = np.zeros(length)
+    for place, weight in predict.windows(length, size):
+        total[place] += weight
+    assert np.abs(total - 1).max() < 1e-5
+
+
+def test_tile_flag(run, photos, weights):
+    photo(300, 200).save("large.png")
+    assert run("large.png", "--tile", "--prob", "--size", "96").code == 0
+    expected = predict.tiled_prob(model.load_model(weights), model.load_image("large.png"), 96)
+    assert (np.array(Image.open("large_prob.png")) == (expected * 255).round()).all()
+
+
+# ---------------------------------------------------------------- library use
+
+def test_predict_mask_takes_path_array_and_picture(run, photos, weights):
+    masks = [predict.predict_mask(source, weights, device="cpu") for source in
+             ("photos/a.jpg", Path("photos/a.jpg"), Image.open("photos/a.jpg"), np.array(Image.open("photos/a.jpg")))]
+    run("photos/a.jpg")
+    for mask in masks:
+        assert mask.shape == (40, 60) and mask.dtype == np.uint8 and (mask == mask_of("photos/a_mask.png")).all()
+    assert predict.cached_model.cache_info().misses <= 1
+    with pytest.raises(ValueError, match="uint8"):
+        predict.predict_mask(np.zeros((4, 4), np.float32), weights, device="cpu")
+    with pytest.raises(OSError):
+        predict.predict_mask("photos/notes.txt", weights, device="cpu")
+
+
+def test_predict_mask_options(photos, weights):
+    call = {"weights": weights, "device": "cpu"}
+    assert predict.predict_mask("photos/a.jpg", threshold=0.0, **call).all()
+    bare, grown = (predict.predict_mask("photos/a.jpg", dilation=d, **call) for d in (0, 5))
+    assert (grown >= bare).all() and grown.sum() > bare.sum()
+    assert predict.predict_mask("photos/a.jpg", size=32, tile=True, **call).shape == (40, 60)
+
+
+# ---------------------------------------------------------------- a corpus of awkward pictures
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def exif(orientation: int) -> bytes:
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data.tobytes()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_bomb(W: int, H: int) -> bytes:
+    header = struct.pack(">IIBBBBB", W, H, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(99))) + png_chunk(b"IEND", b"")
+
+
+def corpus() -> dict[bytes, tuple[bytes | Image.Image, tuple[int, int] | str]]:
+    """file name -> (content, size (W, H) of the mask, "fails", or "either" where Pillow versions differ)."""
+    base, size, files = photo(), (60, 40), {}
+    jpg, png = encode(base, "JPEG", quality=90), encode(base, "PNG")
+    big = encode(photo(700, 500), "JPEG")
+
+    def add(name, content, expected=size):
+        files[name if isinstance(name, bytes) else os.fsencode(name)] = (content, expected)
+
+    # damaged
+    for tenth in range(10):
+        add(f"cut{tenth}.jpg", jpg[:len(jpg) * tenth // 10], "fails")
+        add(f"cut{tenth}-large.jpg", big[:len(big) * tenth // 10], "fails")
+    add("cut.png", png[:len(png) // 2], "fails")
+    add("crc-header.png", png[:29] + b"\0\0\0\0" + png[33:], "fails")
+    add("crc-data.png", png[:-16] + b"\0\0\0\0" + png[-12:], "either")
+    add("cut.gif", encode(base, "GIF")[:300], "either")
+    add("cut.webp", encode(base, "WEBP")[:100], "fails")
+    add("cut.tif", encode(base, "TIFF")[:3000], "fails")
+    add("cut.bmp", encode(base, "BMP")[:300], "fails")
+    add("text.jpg", b"I am a text file\n", "fails")
+    add("page.png", b"<!doctype html><html></html>", "fails")
+    add("zip.jpg", b"PK\x03\x04" + bytes(100), "fails")
+    for ending in ("bmp", "gif", "ico", "j2k", "psd", "sgi", "tga", "webp", "heic", "pcx", "ppm", "icns", "dds"):
+        add(f"noise-{ending}.{ending}", np.random.default_rng(1).bytes(400), "fails")
+    add("tail.jpg", jpg + b"rubbish after the end")
+    # claims to be huge
+    add("bomb.png", png_bomb(100_000, 100_000), "fails")
+    add("bomb.gif", b"GIF89a" + struct.pack("<HH", 65535, 65535) + bytes(30), "fails")
+    add("bomb.bmp", b"BM" + struct.pack("<IIIIiiHH", 200, 0, 54, 40, 90_000, 90_000, 1, 24) + bytes(100), "fails")
+    # shapes
+    for W, H in ((1, 1), (2, 2), (1, 5000), (5000, 1), (31, 33), (129, 128), (40_000, 2)):
+        add(f"{W}x{H}.png", encode(photo(W, H), "PNG"), (W, H))
+    for W, H in ((1, 5000), (1000, 999), (1001, 640)):
+        add(f"{W}x{H}-b.jpg", encode(photo(W, H), "JPEG"), (W, H))
+    # pixel formats
+    for mode in ("1", "L", "LA", "P", "RGBA", "I;16"):
+        add(f"mode {mode}.png", encode(base.convert("L").convert(mode) if mode == "I;16" else base.convert(mode), "PNG"))
+    grey = np.array(base.convert("L"), np.float32)
+    add("float.tif", encode(Image.fromarray(grey / 255), "TIFF"))
+    add("float-nan.tif", encode(Image.fromarray(np.where(grey > 100, np.nan, grey * 1e9)), "TIFF"))
+    add("grey32.tif", encode(base.convert("I"), "TIFF"))
+    add("grey16.tif", encode(Image.fromarray((grey * 257).astype(np.uint16)), "TIFF"))
+    add("rgb16.png", cv2.imencode(".png", (np.array(base).astype(np.uint16) * 257))[1].tobytes())
+    add("lab.tif", encode(base.convert("LAB"), "TIFF"))
+    for kind, ending in (("JPEG", "jpg"), ("TIFF", "tif")):
+        add(f"cmyk-{ending}.{ending}", encode(base.convert("CMYK"), kind))
+        add(f"grey-{ending}.{ending}", encode(base.convert("L"), kind))
+    add("transparent-b.gif", encode(base.convert("P"), "GIF", transparency=0))
+    add("transparent.png", encode(base.convert("P"), "PNG", transparency=bytes(range(256))))
+    add("progressive.jpg", encode(base, "JPEG", progressive=True))
+    # file formats, the first frame of those that move
+    for kind in ("BMP", "PPM", "TGA", "PCX", "SGI", "DDS", "JPEG2000", "WEBP", "AVIF"):
+        if kind not in ("JPEG2000", "AVIF") or features.check({"JPEG2000": "jpg_2000", "AVIF": "avif"}[kind]):
+            add(f"kind {kind}.{'jp2' if kind == 'JPEG2000' else kind.lower()}", encode(base, kind))
+    frames = {"save_all": True, "append_images": [photo(seed=9), photo(seed=8)]}
+    add("moving-a.gif", encode(base, "GIF", **frames))
+    add("moving-b.webp", encode(base, "WEBP", **frames))
+    add("moving-c.png", encode(base, "PNG", **frames))
+    add("stack.tif", encode(base, "TIFF", **frames))
+    add("two.mpo", encode(base, "MPO", **frames))
+    # what cameras and editors attach
+    for orientation in range(1, 9):
+        expected = (60, 40) if orientation < 5 else (40, 60)
+        add(f"exif{orientation}.jpg", encode(base, "JPEG", exif=exif(orientation)), expected)
+    add("exif6-large.jpg", encode(photo(700, 500), "JPEG", exif=exif(6)), (500, 700))
+    add("exif8-almost-square.jpg", encode(photo(1000, 999), "JPEG", exif=exif(8)), (999, 1000))
+    add("exif6-b.png", encode(base, "PNG", exif=exif(6)), (40, 60))
+    add("exif6-c.webp", encode(base, "WEBP", exif=exif(6)), (40, 60))
+    add("exif6-d.tif", encode(base, "TIFF", exif=exif(6)), "either")
+    add("exif99.jpg", encode(base, "JPEG", exif=exif(99)))
+    add("exif-garbage.jpg", encode(base, "JPEG", exif=b"Exif\0\0II*\0" + bytes(range(200))))
+    add("exif-garbage-b.png", encode(base, "PNG", exif=b"Exif\0\0MM\0*" + b"\xff" * 50))
+    add("icc-garbage.jpg", encode(base, "JPEG", icc_profile=bytes(range(256))))
+    add("icc-garbage-b.png", encode(base, "PNG", icc_profile=b"no profile"))
+    # names
+    for name in ("with space.jpg", "quote's.jpg", 'double".jpg', "new\nline.jpg", "émoji 🎈.jpg", "UPPER.JPG", "-dash.jpg",
+                 "100%s.jpg", "a.b.c.jpg", "[1].jpg", "back\\slash.jpg", "$HOME.jpg", "x" * 251 + ".jpg"):
+        add(name, jpg)
+    add(b"latin1-\xe9\xff.jpg", jpg)
+    add("bad new\nline.jpg", b"", "fails")
+    add(b"bad latin1-\xe9.jpg", b"", "fails")
+    return files
+
+
+CORPUS = corpus()
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, weights):
+    """One run over the corpus and what no file content can make: links, pipes, folders, locked files."""
+    root = tmp_path_factory.mktemp("corpus")
+    folder = os.fsencode(root / "photos")
+    os.mkdir(folder)
+    for name, (content, _) in CORPUS.items():
+        with open(os.path.join(folder, name), "wb") as f:
+            f.write(content)
+    photos = root / "photos"
+    (photos / "a folder.jpg").mkdir()
+    photo().save(photos / "a folder.jpg" / "inside.jpg")
+    (photos / "broken link.jpg").symlink_to("nowhere.jpg")
+    (photos / "circle.jpg").symlink_to("circle.jpg")
+    (photos / "good link.jpg").symlink_to("tail.jpg")
+    (photos / "readme.txt").write_text("no picture")
+    os.mkfifo(photos / "pipe.jpg")
+    photo().save(photos / "locked.jpg")
+    (photos / "locked.jpg").chmod(0)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = predict.main([str(photos), "--weights", str(weights), "--device", "cpu", "--json"])
+    records = {os.fsencode(os.path.basename(r["input"])): r for r in map(json.loads, out.getvalue().splitlines())}
+    return SimpleNamespace(code=code, err=err.getvalue().splitlines(), records=records, root=root)
+
+
+def check(ran, name: bytes, expected):
+    record = ran.records[name]
+    shown = predict.printable(os.fsdecode(name))
+    shown = shown[1:-1] if shown[0] in "'\"" else shown                   # repr of the whole path
+    sentences = [line for line in ran.err if f"/{shown}: " in line or f"/{shown}': " in line or f'/{shown}": ' in line]
+    mask = os.path.join(os.fsencode(ran.root / "photos_masks"), os.path.splitext(name)[0] + b".png")
+    if expected == "either":
+        expected = "fails" if "error" in record else (record["width"], record["height"])
+    if expected == "fails":
+        assert len(sentences) == 1 and not os.path.exists(mask) and len(record["error"]) < 200
+    else:
+        assert not sentences and mask_of(mask).shape[::-1] == expected == (record["width"], record["height"])
+
+
+def test_the_corpus_is_large():
+    assert len(CORPUS) >= 80
+
+
+@pytest.mark.parametrize("name", CORPUS, ids=lambda name: ascii(os.fsdecode(name))[1:40])
+def test_a_mask_or_one_sentence(ran, name):
+    check(ran, name, CORPUS[name][1])
+
+
+def test_what_is_no_file(ran):
+    check(ran, b"broken link.jpg", "fails")
+    check(ran, b"circle.jpg", "fails")
+    check(ran, b"pipe.jpg", "fails")
+    check(ran, b"good link.jpg", (60, 40))
+    check(ran, b"locked.jpg", (60, 40) if os.access(ran.root / "photos/locked.jpg", os.R_OK) else "fails")
+    assert b"a folder.jpg" not in ran.records and b"readme.txt" not in ran.records
+
+
+def test_the_whole_run(ran):
+    failed = [r for r in ran.records.values() if "error" in r]
+    assert ran.code == 1
+    assert len(ran.err) == len(failed) + 3    # one line each, the device, the note on large pictures, the summary
+    assert ran.err[-1].endswith(f" of {len(ran.records)} pictures, {len(failed)} failed")
+    written = [n for _, _, names in os.walk(os.fsencode(ran.root / "photos_masks")) for n in names]
+    assert len(written) == len(ran.records) - len(failed) and all(n.endswith(b".png") for n in written)
+
+
+def test_smaller_decoding_of_large_jpegs_hardly_changes_the_result(tmp_path, run, weights):
+    photo(1600, 1000, seed=5).save(tmp_path / "large.jpg", exif=exif(6))
+    assert run(tmp_path / "large.jpg", "--prob").code == 0
+    expected = model.predict_prob(model.load_model(weights), model.load_image(tmp_path / "large.jpg"))
+    assert expected.shape == (1600, 1000)
+    assert np.abs(np.array(Image.open(tmp_path / "large_prob.png")) / 255 - expected).max() < 0.02
+
+
+# ---------------------------------------------------------------- nothing is lost
+
+def test_two_pictures_that_want_one_mask(run, photos):
+    photo(seed=4).save(photos / "a.webp")
+    for _ in range(2):                        # a mask of an earlier run is no rival
+        result = run("photos")
+        assert result.code == 1 and "1 failed" in result.err
+        sentence, = [line for line in result.err.splitlines() if "same mask" in line]
+        assert "a.jpg" in sentence and "a.webp" in sentence
+    assert tree("photos_masks") == ["a.png", "b.png"]
+
+
+def test_rivals_are_found_when_their_names_are_forgotten(run, photos, monkeypatch):
+    monkeypatch.setattr(predict, "CLAIMS", 1)
+    photo().save("a.png")
+    photo().save("photos/deep/a.png")
+    (photos / "x").mkdir()
+    inputs = ["photos/a.jpg", *[f"photos/x/{i}.jpg" for i in range(30)], "a.png"]
+    for path in inputs[1:-1]:
+        photo().save(path)
+    result = run(*inputs, "-o", "m")
+    assert result.code == 1 and "a.png: another picture has the same mask" in result.err
+    assert run(*inputs, "-o", "m").code == 1 and run(*inputs[:-1], "-o", "m").code == 0
+
+
+def test_a_broken_picture_leaves_the_mask_to_its_rival(run, photos):
+    (photos / "a.webp").write_bytes(b"")
+    assert run("photos").code == 1 and tree("photos_masks") == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("argv", [["photos/b.png", "-o", "photos/b.png"], ["photos/b.png", "-o", "link.png"],
+                                  ["photos/b.png", "photos/deep/c.jpg", "-o", "photos"],
+                                  ["photos/deep/b.jpg", "photos/b.png", "-o", "photos"]])
+def test_an_input_is_never_overwritten(run, photos, argv):
+    photo().save(photos / "deep" / "b.jpg")
+    Path("link.png").symlink_to("photos/b.png")
+    before = (photos / "b.png").read_bytes()
+    assert run(*argv).code in (0, 1)
+    assert (photos / "b.png").read_bytes() == before
+
+
+def test_one_bad_among_good(run, photos):
+    (photos / "bad.jpg").write_bytes(b"")
+    result = run("photos", "photos/missing.jpg", "-o", "m")
+    assert result.code == 1 and "2 failed" in result.err and tree("m") == ["a.png", "b.png"]
+    assert "photos/missing.jpg: No such file or directory" in result.err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_full_or_locked_output_folder(run, photos, monkeypatch, number):
+    replace = os.replace
+
+    def fail_once(source, target, failed=[]):
+        if not failed:
+            failed.append(target)
+            raise OSError(number, os.strerror(number), source)
+        replace(source, target)
+    monkeypatch.setattr(predict.os, "replace", fail_once)
+    result = run("photos")
+    assert result.code == 1 and "1 failed" in result.err and os.strerror(number) in result.err and "cannot write" in result.err
+    assert len(tree("photos_masks")) == 1     # and no temporary file
+
+
+def test_output_folder_that_is_a_file(run, photos):
+    Path("photos_masks").write_text("in the way")
+    result = run("photos")
+    assert result.code == 1 and result.err.count("cannot write") == 2
+
+
+def test_output_that_is_a_folder(run, photos):
+    Path("photos_masks/a.png").mkdir(parents=True)
+    result = run("photos", "--skip-existing")
+    assert result.code == 1 and "cannot write photos_masks/a.png" in result.err and tree("photos_masks") == ["b.png"]
+
+
+def test_a_network_out_of_memory_is_a_sentence(run, photos, monkeypatch):
+    def fail(net, images):
+        raise RuntimeError("out of memory\nwith details")
+    monkeypatch.setattr(predict, "predict_probs", fail)
+    result = run("photos")
+    assert result.code == 1 and result.err.count("a smaller --size may help: out of memory") == 2
+
+
+def test_locked_folder_inside(run, photos, monkeypatch):
+    scandir = os.scandir
+
+    def locked(folder):
+        if str(folder).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+    monkeypatch.setattr(predict.os, "scandir", locked)
+    result = run("photos", "-r")
+    assert result.code == 1 and "photos/deep: Permission denied" in result.err and tree("photos_masks") == ["a.png", "b.png"]
+
+
+class Planted:
+    def __reduce__(self):
+        return os.system, ("touch planted",)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "cut", "code", "format", "nan", "folder"])
+def test_bad_weights_are_one_sentence(run, photos, weights, kind, tmp_path):
+    bad = tmp_path / "bad.pt"
+    checkpoint = torch.load(weights, weights_only=True)
+    if kind == "empty":
+        bad.write_bytes(b"")
+    elif kind == "cut":
+        bad.write_bytes(weights.read_bytes()[:100_000])
+    elif kind == "code":
+        torch.save({**checkpoint, "args": Planted()}, bad)
+    elif kind == "format":
+        torch.save({**checkpoint, "format": 99}, bad)
+    elif kind == "nan":
+        state = {k: v * float("nan") if v.is_floating_point() else v for k, v in checkpoint["model"].items()}
+        torch.save({**checkpoint, "model": state}, bad)
+    elif kind == "folder":
+        bad.mkdir()
+    result = run("photos", w=bad)
+    assert result.code == 2 and len(result.err.splitlines()) == 1 and "bad.pt" in result.err
+    assert not Path("planted").exists() and not Path("photos_masks").exists()
+
+
+def test_ranks_share_the_files(run, photos, monkeypatch):
+    for i in range(20):
+        photo(20, 20).save(photos / f"{i}.png")
+    photo().save(photos / "a.bmp")            # wants the mask of a.jpg: one rank must see both
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    done, codes = [], []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        result = run("photos", "--json")
+        done += [json.loads(line)["input"] for line in result.out.splitlines()]
+        codes.append(result.code)
+    assert len(done) == len(set(done)) == 23 and sorted(codes) == [0, 0, 1]
+
+
+def test_torchrun_writes_all_and_fails_at_the_end(photos, weights):
+    """torchrun would stop the other ranks as soon as one ends with a failure."""
+    for i in range(10):
+        photo(20, 20).save(photos / f"{i}.png")
+    (photos / "bad.jpg").write_bytes(b"")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           ROOT / "predict.py", "photos", "--weights", weights], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and len(tree("photos_masks")) == 12, done.stderr
+    assert done.stderr.count("of 13 pictures, 1 failed") == 1
+
+
+# The parent loads everything and runs nothing, so that its children can be forked and killed at once.
+KILLED = """
+import os, random, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+import predict
+net = predict.load_model(sys.argv[2])
+predict.load_model = lambda path, device: net
+rng = random.Random(0)
+for k in range(21):
+    child = os.fork()
+    if child == 0:
+        os._exit(predict.main(["photos", "-q", "--skip-existing", "--device", "cpu"]))
+    if k < 20:
+        time.sleep(rng.uniform(0.02, 0.25))
+        os.kill(child, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(os.listdir("photos_masks")) if os.path.isdir("photos_masks") else 0, flush=True)
+    for name in os.listdir("photos_masks") if os.path.isdir("photos_masks") else []:
+        if name.endswith(".png"):
+            predict.Image.open(os.path.join("photos_masks", name)).load()
+"""
+
+
+def test_kill_at_20_moments_then_skip_existing(photos, weights):
+    for i in range(120):
+        photo(200, 150, seed=i).save(photos / f"{i}.jpg")
+    done = subprocess.run([sys.executable, "-c", KILLED, ROOT, weights], capture_output=True, text=True, timeout=300)
+    lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and len(lines) == 21 and lines[-1][0] == 0, done.stderr
+    assert sum(code == -signal.SIGKILL for code, _ in lines) >= 5, lines
+    masks = [n for n in tree("photos_masks") if n.endswith(".png")]
+    assert len(masks) == 122
+    for name in masks:
+        mask_of(Path("photos_masks") / name)
+    assert all(n.startswith(".") and n.endswith(".tmp") for n in set(tree("photos_masks")) - set(masks))

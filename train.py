@@ -1,0 +1,320 @@
+"""Train a watermark segmenter: on a bare checkout, on your photos and logos, on a laptop or on many GPUs.
+
+    python train.py                                                      # generated backgrounds, logos/; no data needed
+    python train.py --images photos/ --logos logos/ --out runs/mine      # the real thing
+    python train.py --resume runs/mine                                   # goes on where it stopped, bit for bit
+    python train.py --init weights/watermark.pt --logos my_logo/ --images photos/ --steps 1000      # one's own mark
+    python train.py --steps 20 --size 64 --batch-size 4 --eval-every 10  # does everything work here? under a minute
+    torchrun --nproc-per-node 8 train.py --images photos/ --batch-size 256                          # many GPUs
+
+Watch it with `tensorboard --logdir runs`. There are no epochs: sample i is a pure function of (seed, i), step s takes
+the samples s*B .. s*B+B-1, so the data position is the step, and resuming is exact.
+"""
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from eval import evaluate, summarise
+from model import (build, channels_last, from_checkpoint, load_checkpoint, pack, pick_amp, pick_device,
+                   save_checkpoint)
+from synth import Synth
+
+WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
+MIN_LR = 0.01              # the cosine ends at this share of the peak
+ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
+WEIGHT_DECAY = 0.01
+CLIP = 1.0                 # largest gradient norm
+EMA_DECAY = 0.999          # averages over about the last thousand steps
+LOG_EVERY = 20             # steps
+N_EVAL = 200               # held-out photos that choose best.pt; always the same ones
+N_PICTURES = 8             # held-out samples shown in TensorBoard
+
+
+def lr_at(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine down to MIN_LR."""
+    warmup = min(WARMUP, steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return MIN_LR + (1 - MIN_LR) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+
+
+def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits (B, 1, H, W) float32, mask (B, 1, H, W) float32 {0, 1} -> binary cross-entropy, soft Dice loss.
+
+    Dice is per image, with one pixel added above and below: on a clean image that makes every false alarm cost
+    (smp's DiceLoss is zero there, and so teaches nothing about clean photos).
+    """
+    bce = F.binary_cross_entropy_with_logits(logits, mask)
+    prob = logits.sigmoid()
+    inter = (prob * mask).sum((1, 2, 3))                                  # (B,)
+    total = prob.sum((1, 2, 3)) + mask.sum((1, 2, 3))                     # (B,)
+    return bce, (1 - (2 * inter + 1) / (total + 1)).mean()
+
+
+class Positions:
+    """Batches of sample indices from a given step on, for one of `world` ranks; no state but the step."""
+
+    def __init__(self, first: int, steps: int, batch: int, rank: int, world: int):
+        self.first, self.steps, self.batch, self.rank, self.world = first, steps, batch, rank, world
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __iter__(self):
+        for step in range(self.first, self.steps):
+            start = (step * self.world + self.rank) * self.batch
+            yield range(start, start + self.batch)
+
+
+def update_average(averaged: list, current: list, n: torch.Tensor) -> None:
+    """EMA whose memory grows with the run, so that short runs are not stuck at the initial weights."""
+    decay = min(EMA_DECAY, (1 + int(n)) / (10 + int(n)))
+    for old, new in zip(averaged, current):
+        if old.is_floating_point():
+            old.lerp_(new.to(old.dtype), 1 - decay)
+        else:
+            old.copy_(new)
+
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # data
+    parser.add_argument("--images", help="folder of clean photos, searched to any depth (default: generated backgrounds)")
+    parser.add_argument("--logos", default=str(Path(__file__).parent / "logos"),
+                        help="folder of logos (PNG with alpha) and of fonts for text marks (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="side of a training crop in pixels (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 1, 1),
+                        help="processes that make samples (default: all cores but one)")
+    # network
+    parser.add_argument("--arch", default="unet", help="an smp architecture (default: %(default)s)")
+    parser.add_argument("--encoder", default="mobilenet_v2", help="an smp encoder, or tu-NAME of timm (default: %(default)s)")
+    parser.add_argument("--encoder-weights",
+                        help="imagenet (downloaded), none, or a file with the encoder's tensors (default: imagenet, or "
+                             "none where it cannot be downloaded)")
+    parser.add_argument("--init", help="start from this checkpoint; its architecture holds, and the learning rate falls")
+    # optimisation
+    parser.add_argument("--steps", type=int, default=20_000, help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32,
+                        help="samples per step over all GPUs; lower it if you run out of memory (default: %(default)s)")
+    parser.add_argument("--lr", type=float, help="peak learning rate of AdamW (default: 2e-3, with --init 5e-4)")
+    parser.add_argument("--seed", type=int, default=0, help="of samples and initial weights (default: %(default)s)")
+    # machine
+    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
+    parser.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="(default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: slower start, faster steps on a GPU")
+    # run
+    parser.add_argument("--out", default="runs/watermark", help="folder of the run (default: %(default)s)")
+    parser.add_argument("--eval-every", type=int, default=1000, help="steps (default: %(default)s)")
+    parser.add_argument("--resume", metavar="DIR", help="go on with this run; every other flag comes from it")
+    args = parser.parse_args(argv)
+    if args.resume:
+        args.out, resume = args.resume, args.resume
+        saved = load_checkpoint(Path(args.resume) / "last.pt")["args"]
+        args = argparse.Namespace(**saved, out=resume, resume=resume)
+    elif args.steps < 1 or args.batch_size < 1 or args.size < 32 or args.eval_every < 1:
+        raise ValueError("--steps, --batch-size and --eval-every must be at least 1, --size at least 32")
+    return args
+
+
+def run(args: argparse.Namespace) -> int:
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device, why = pick_device(args.device)
+    amp, why_amp = pick_amp(args.amp, device)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if args.batch_size % world:
+        raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world} processes")
+    say = print if rank == 0 else lambda *a, **k: None
+    say(f"{device}: {why}. {str(amp or 'float32').removeprefix('torch.')}: {why_amp}.", file=sys.stderr)
+
+    # -- network: from a run, from a checkpoint, or new
+    out, start = Path(args.out), 0
+    checkpoint = load_checkpoint(out / "last.pt") if args.resume else None
+    if checkpoint is None and (out / "last.pt").exists():
+        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, --out names another folder")
+    torch.manual_seed(args.seed)                       # the decoder's initial weights; samples have their own
+    if checkpoint:
+        net = from_checkpoint(checkpoint, ema=False)
+    elif args.init:
+        net = from_checkpoint(load_checkpoint(Path(args.init)))
+    else:
+        net = first_network(args)
+    pretrained = bool(args.init) or args.encoder_weights != "none"
+    net.to(device, memory_format=torch.channels_last if channels_last(device) else torch.preserve_format)
+
+    # -- data
+    train_set = Synth(args.images, args.logos, size=args.size, seed=args.seed)
+    held_out = Synth(args.images, args.logos, held_out=True, seed=1)
+    if not args.images:
+        say("no --images: backgrounds are generated, which is enough to try things; photos make a far better model",
+            file=sys.stderr)
+
+    # -- optimisation
+    encoder = [p for n, p in net.named_parameters() if n.startswith("model.encoder.")]
+    decoder = [p for n, p in net.named_parameters() if not n.startswith("model.encoder.")]
+    lr = args.lr or (5e-4 if args.init else 2e-3)
+    optimizer = torch.optim.AdamW([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
+                                   {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_at(step, args.steps))
+    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+    ema = AveragedModel(net, multi_avg_fn=update_average, use_buffers=True)
+    best_iou = -1.0
+    if checkpoint:
+        start, best_iou = checkpoint["step"], checkpoint["best_iou"]
+        ema.module.load_state_dict(checkpoint["ema"])
+        ema.n_averaged.fill_(start)
+        for part, state in ((optimizer, "optimizer"), (scheduler, "scheduler"), (scaler, "scaler")):
+            part.load_state_dict(checkpoint[state])
+        torch.set_rng_state(checkpoint["rng"])
+    model = torch.compile(net) if args.compile else net
+    if world > 1:
+        model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    loader = DataLoader(train_set, batch_sampler=Positions(start, args.steps, args.batch_size // world, rank, world),
+                        num_workers=args.workers, prefetch_factor=4 if args.workers else None, pin_memory=device.type == "cuda",
+                        generator=torch.Generator())   # its own, or each restart would draw from the run's RNG
+
+    # -- run folder
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        plain = {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
+        (out / "args.json").write_text(json.dumps(plain, indent=2))
+        trim_log(out / "log.jsonl", start)
+        board, log = SummaryWriter(out, purge_step=start), (out / "log.jsonl").open("a")
+        say(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters, {len(train_set.photos)} photos, "
+            f"{len(train_set.marks.logos)} logos, {len(train_set.marks.fonts)} fonts; steps {start} to {args.steps}",
+            file=sys.stderr)
+
+    def save(name: str, step: int) -> None:
+        save_checkpoint(pack(net, ema=ema.module.state_dict(), optimizer=optimizer.state_dict(),
+                             scheduler=scheduler.state_dict(), scaler=scaler.state_dict(), step=step, best_iou=best_iou,
+                             args=plain, rng=torch.get_rng_state()), out / name)
+
+    def record(step: int, **values: float) -> None:
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
+        log.write(json.dumps({"step": step, **values}) + "\n")
+        log.flush()
+
+    stop = []                                          # Ctrl-C and SIGTERM end the run after the step, with a save
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.append(1))
+
+    # -- the loop
+    bar = tqdm(loader, initial=start, total=args.steps, unit="step", disable=None if rank == 0 else True)
+    clock, step = time.perf_counter(), start
+    for step, (image, mask) in enumerate(bar, start + 1):
+        image = image.to(device, non_blocking=True)                       # (B, 3, H, W) uint8
+        mask = mask.to(device, non_blocking=True).float()                 # (B, 1, H, W)
+        model.train()
+        if pretrained:
+            freeze_statistics(net.model.encoder)
+        with torch.autocast(device.type, amp, enabled=amp is not None):
+            logits = model(image)
+        bce, dice = loss_parts(logits.float(), mask)
+        loss = bce + dice
+        if not math.isfinite(loss.item()):
+            raise ValueError(f"loss is {loss.item()} at step {step}, lr {scheduler.get_last_lr()[-1]:.2g}: try a lower "
+                             f"--lr or --amp off; {out}/last.pt holds the last good state")
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        ema.update_parameters(net)
+
+        last = step == args.steps or bool(stop)
+        if rank == 0 and (step % LOG_EVERY == 0 or last):
+            rate = LOG_EVERY * args.batch_size / (time.perf_counter() - clock)
+            clock = time.perf_counter()
+            record(step, loss=loss.item(), bce=bce.item(), dice=dice.item(), lr=scheduler.get_last_lr()[-1],
+                   grad_norm=norm.item(), samples_per_s=rate)
+            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{best_iou:.3f}", refresh=False)
+        if rank == 0 and (step % args.eval_every == 0 or step == args.steps):
+            scores = summarise(evaluate(ema.module, held_out, N_EVAL))
+            record(step, **{f"held_out/{k}": v for k, v in scores.items()})
+            show(board, ema.module, held_out, step)
+            if scores["iou"] > best_iou:
+                best_iou = scores["iou"]
+                save("best.pt", step)
+            clock = time.perf_counter()
+        if rank == 0 and (step % args.eval_every == 0 or last):
+            save("last.pt", step)
+        if stop:
+            break
+    say(f"{out}: step {step} of {args.steps}, best held-out IoU {best_iou:.3f}", file=sys.stderr)
+    if world > 1:
+        dist.destroy_process_group()
+    return 130 if stop else 0
+
+
+def first_network(args: argparse.Namespace) -> nn.Module:
+    """A new network; sets args.encoder_weights to what it was built from, which a resumed run must know."""
+    asked = args.encoder_weights
+    try:
+        args.encoder_weights = asked or "imagenet"
+        return build(args.arch, args.encoder, args.encoder_weights)
+    except ConnectionError as e:
+        if asked:
+            raise
+        print(f"train.py: {e}. Going on from random weights, which takes far more steps.", file=sys.stderr)
+        args.encoder_weights = "none"
+        return build(args.arch, args.encoder)
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """A pretrained encoder keeps its BatchNorm statistics: batches here are small and look unlike ImageNet."""
+    for m in module.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.eval()
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drops the lines that a run wrote after its last checkpoint, and half a line that a crash left."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+
+
+@torch.inference_mode()
+def show(board: SummaryWriter, net: nn.Module, held_out: Synth, step: int) -> None:
+    """Image, truth and probability of the same held-out samples, one row each."""
+    net.eval()
+    rows = []
+    for i in range(N_PICTURES):
+        image, mask, _ = held_out.make_sample(held_out.seed, i)
+        image = torch.from_numpy(image).to(net.mean.device)[None]        # (1, 3, H, W)
+        prob = net(image).float().sigmoid()                               # (1, 1, H, W)
+        truth = torch.from_numpy(mask).to(image.device)[None].float()
+        row = torch.cat([image / 255, truth.expand(-1, 3, -1, -1), prob.expand(-1, 3, -1, -1)])
+        rows.append(F.interpolate(row, (256, 256), mode="area"))
+    board.add_image("image, truth, probability", make_grid(torch.cat(rows).cpu(), nrow=6), step)
+
+
+def main(argv=None) -> int:
+    try:
+        return run(parse(argv))
+    except (OSError, ValueError) as e:
+        print(f"train.py: {e}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
