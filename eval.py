@@ -6,7 +6,7 @@
     python eval.py --weights runs/x/best.pt --recipe default --n 50 --worst 24 --plot breakdown.png
     python eval.py --compare runs/a/best.pt runs/b/best.pt      # is B better, or only luckier?
     python eval.py --weights runs/x/best.pt --tune              # find the best threshold, keep it in the file
-    torchrun --nproc-per-node 8 -- eval.py --n 10000            # many GPUs share the pictures (-- keeps --n from torchrun)
+    torchrun --nproc-per-node 8 -- eval.py --n 10000            # many GPUs; `--` keeps --n from torchrun
 
 Read top to bottom: metrics, test sets, scoring, tables, drawings, command line. Pictures pass the network one at a
 time and sample i is a pure function of (seed, i), so batches, workers and ranks cannot change a number.
@@ -46,10 +46,11 @@ RULES = {"default": f"alpha > {MASK_ALPHA:g}", "reference": "alpha > 0", "clwd":
 PUBLISHED = {"reference": ".385 / -, a fork's run", "logo-l": ".696 / .788, DENet", "logo-h": ".797 / .874, DENet",
              "logo-gray": ".743 / .828, DENet"}
 DEFINITIONS = f"""\
-IoU, F1: mean over the pictures that have a mark (a miss is 0), [95 % bootstrap interval over pictures]. Dataset IoU and
-F1, precision, recall: from the pixels of all pictures of the line together. False alarm rate: share of the n clean
-pictures with more than {CLEAN_SHARE:.1%} of their pixels marked; they are in no mean (SLBR counts them 0, smp and Pytorch-UNet 1).
-Mask rule: where the truth is 1; results under different rules do not compare. Published: IoU / F1, * another test set."""
+IoU, F1: mean over the pictures that have a mark (a miss is 0), [95 % bootstrap interval over pictures].
+Dataset IoU and F1, precision, recall: from the pixels of all pictures of the line together.
+False alarm rate: share of the clean pictures with more than {CLEAN_SHARE:.1%} of their pixels marked. Clean pictures
+are in no mean of IoU or F1 (SLBR counts them 0, smp and Pytorch-UNet 1).
+Mask rule: where the truth is 1; scores under different rules do not compare. Published: IoU / F1, * another test set."""
 
 
 # ---------------------------------------------------------------- metrics
@@ -135,7 +136,7 @@ KINDS = {"lockup": "logo", "lines": "text", "credit": "text", "stamp": "text", "
 
 
 def traits(row: dict) -> dict:
-    """What a picture is sorted by: of its mark if it has exactly one, else None; size in % of the picture; last JPEG."""
+    """What a picture is sorted by, None where it cannot be: its mark if it has exactly one, size in %, last JPEG."""
     marks, jpeg = row["meta"].get("marks", []), row["meta"].get("jpeg", 0)
     one = marks[0] if len(marks) == 1 else {}
     return {"opacity": one.get("opacity"), "size": 100 * (row["tp"] + row["fn"]) / row["pixels"],
@@ -171,8 +172,10 @@ def compare(rows_a: list[dict], rows_b: list[dict]) -> dict:
 # ---------------------------------------------------------------- test sets
 
 class Pictures(Dataset):
-    """make(i) -> image (H, W, 3) uint8 RGB, truth (H, W) uint8 {0, 1}, meta with `name` and `notes`; image and truth are
-    None where the picture must be skipped. make is a partial of a function below, so that workers can start afresh."""
+    """A test set. make(i) -> image (H, W, 3) uint8 RGB, truth (H, W) uint8 {0, 1}, meta with `name` and `notes`.
+
+    Image and truth are None where a picture must be skipped. make is a partial of a function below: it can be pickled.
+    """
 
     def __init__(self, name: str, rule: str, n: int, make, published: str = ""):
         self.name, self.rule, self.n, self.make, self.published = name, rule, n, make, published or "-"
@@ -206,7 +209,7 @@ def synthetic_sets(images: Path | None, logos: Path, recipe: str | None, n: int,
         synth = Synth(images, logos, name, held_out=True, seed=seed)
         published = PUBLISHED[name] + " *" if name in PUBLISHED else ""
         sets.append(Pictures(name, RULES[name], n, partial(make_marked, synth), published))
-    if recipe in (None, "default"):               # every held-out photo without a mark, not only the samples that stay so
+    if recipe in (None, "default"):               # all held-out photos, not only the samples left clean
         sets.append(Pictures("clean photos", "-", len(synth.photos) or n, partial(make_clean, synth)))
     return sets
 
@@ -230,7 +233,7 @@ def folder_sets(folder: Path) -> list[Pictures]:
             break
     else:
         known = ", ".join(f"{name}: {images}/ {masks}/" for name, images, masks, *_ in LAYOUTS)
-        raise ValueError(f"{folder} has no layout that is known here ({known}); a data set's split is wanted, like test/")
+        raise ValueError(f"{folder} has no layout that is known here ({known}); name the folder of a split, like test/")
     pairs = {}                                    # stem -> its images, its masks, how it was made
     for k, part in enumerate((images, masks)):
         for path in sorted((folder / part).iterdir()):
@@ -349,11 +352,11 @@ def print_report(report: dict) -> None:
     print_table("test set", report["sets"], "n_marked iou f1 dataset_iou dataset_f1 precision recall false_alarm_rate "
                 "n_clean mask_rule published")
     print(DEFINITIONS)
-    print(f"\nOf {first}: by what matters. Opacity, kind and blend are of samples with exactly one mark; size is the truth "
-          "in %\nof the picture, jpeg its last quality.")
+    print(f"\nOf {first}: by what matters. Opacity, kind and blend are of pictures with exactly one mark; size is "
+          "the truth in %\nof the picture, jpeg its last quality.")
     print_table("pictures", report["breakdown"], "n_marked iou recall precision")
-    print(f"Of {first}: dilation in pixels (default: predict.py's, which grows with the picture), marked pictures only. "
-          "Excess:\nwhat is marked outside the truth, as a share of the picture, and of the mark.")
+    print(f"Of {first}: dilation in pixels (default: predict.py's, which grows with the picture), pictures with a "
+          "mark only.\nExcess: what is marked outside the truth, as a share of the picture, and of the mark.")
     print_table("dilate", report["dilation"], "recall excess_per_picture excess_per_mark")
     print(f"Of {first}: the plain mask at other thresholds. To choose one is --tune's work, on validation samples.")
     print_table("threshold", report["curve"], CURVE)
@@ -372,8 +375,10 @@ def write_csv(path: Path, sets: list[Pictures], results: list[list[dict]]) -> No
 # ---------------------------------------------------------------- drawings
 
 def draw_worst(net: nn.Module, pictures: Pictures, rows: list[dict], n: int, radius: int) -> Image.Image:
-    """The n lowest IoU (a false alarm is 0, a clean picture left clean 1), of equals the most wrong pixels. Two columns of
-    image, truth, prediction; wrongly marked pixels are red."""
+    """The n lowest IoU (a false alarm is 0, a clean picture left clean 1), of equals the most wrong pixels.
+
+    Two columns of image, truth, prediction; wrongly marked pixels are red.
+    """
     def quality(row: dict) -> tuple:
         return ratios(row)["iou"] if is_marked(row) else float(not is_false_alarm(row)), -row["fp"] - row["fn"]
 
@@ -390,7 +395,9 @@ def draw_worst(net: nn.Module, pictures: Pictures, rows: list[dict], n: int, rad
             thumb = Image.fromarray(picture)
             thumb.thumbnail((cell - 4, cell - 4))
             sheet.paste(thumb, (x + j * cell, y + 16))
-        scores = "IoU {iou:.2f}, F1 {f1:.2f}".format(**ratios(row)) if is_marked(row) else f"clean, {row['fp']} pixels marked"
+        scores = f"clean, {row['fp']} pixels marked"
+        if is_marked(row):
+            scores = "IoU {iou:.2f}, F1 {f1:.2f}".format(**ratios(row))
         marks = [f"{m['kind']} {m['opacity']:.2f} {m['blend']}" for m in meta.get("marks", [])]
         draw.text((x, y), "   ".join([f"{meta['name']}: {scores}", *marks])[:120], "black", font)
     return sheet
@@ -425,16 +432,17 @@ def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # on what
     parser.add_argument("folder", nargs="?", type=Path, help="a data set's split on disk (default: held-out samples)")
-    parser.add_argument("--images", type=Path, help="clean photos; their held-out share (default: generated backgrounds)")
+    parser.add_argument("--images", type=Path, help="photos; the held-out share (default: generated backgrounds)")
     parser.add_argument("--logos", type=Path, default=Path(__file__).parent / "logos",
-                        help="logos and fonts; their held-out share (default: %(default)s)")
+                        help="logos and fonts; the held-out share (default: %(default)s)")
     parser.add_argument("--recipe", choices=RECIPES, help="only this one (default: all)")
     parser.add_argument("--n", type=int, default=200,
-                        help="samples of each recipe; lower it if you cannot wait, intervals widen (default: %(default)s)")
+                        help="samples of each recipe; lower it if you cannot wait (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=TEST_SEED,
                         help=f"other samples; {VALIDATION_SEED} is validation, no test (default: %(default)s)")
     # which masks
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="best.pt, last.pt or a release (default: %(default)s)")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS,
+                        help="best.pt, last.pt or a release (default: %(default)s)")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two weights on the same pictures")
     parser.add_argument("--threshold", type=float, help="probability that marks a pixel (default: the weights' own)")
     parser.add_argument("--dilate", type=int, default=0, help="radius in pixels, before scoring (default: %(default)s)")
@@ -453,7 +461,7 @@ def parse(argv=None) -> argparse.Namespace:
     if args.compare and (args.tune or args.csv or args.worst or args.plot):
         raise ValueError("--compare prints one table: it takes no --tune, --csv, --worst or --plot")
     if args.tune and (args.folder or args.threshold):
-        raise ValueError("--tune finds the threshold on synthetic validation samples: it takes no folder, no --threshold")
+        raise ValueError("--tune finds the threshold on validation samples: it takes no folder and no --threshold")
     return args
 
 
@@ -482,7 +490,7 @@ def run(args: argparse.Namespace, rank: int, world: int) -> int:
     if rank == 0:
         print(f"{device}: {why}", file=sys.stderr)
         if not args.images and not args.folder:
-            print(f"no --images: generated backgrounds with the held-out part of {args.logos}; photos are a better test",
+            print(f"no --images: generated backgrounds with the held-out part of {args.logos}; photos are the test",
                   file=sys.stderr)
     results = [[score(net, pictures, args.dilate, rank, world) for pictures in sets] for net in nets]
     if rank:
@@ -505,7 +513,7 @@ def run(args: argparse.Namespace, rank: int, world: int) -> int:
         report["comparison"] = {s.name: compare(a, b) for s, a, b in zip(sets, *results)}
         print_table("test set", report["comparison"],
                     "n_marked iou_A iou_B B_minus_A better A_false_alarm_rate B_false_alarm_rate")
-        print("IoU per image on the same pictures, [95 % paired bootstrap interval]; better: whose side of 0 it lies on.")
+        print("Mean IoU on the same pictures, [95 % paired bootstrap interval]; better: whose side of 0 it lies on.")
     else:
         report |= {"sets": {s.name: summarise(part) | {"mask_rule": s.rule, "published": s.published}
                             for s, part in zip(sets, results[0])},

@@ -1,7 +1,7 @@
 """The network, and everything that training and inference must agree on.
 
     from model import load_model, load_image, predict_prob
-    net = load_model("weights/watermark.pt")           # architecture, normalisation and threshold are in the file
+    net = load_model("weights/watermark.pt")           # architecture, normalisation and threshold are inside
     prob = predict_prob(net, load_image("in.jpg"))     # (H, W) float32 in [0, 1]
 
     python model.py import FILE --arch unet --encoder mit_b5 -o OUT    # weights of the public notebook
@@ -28,15 +28,15 @@ from PIL import Image, ImageOps
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-FORMAT = 1                            # version of the checkpoint dict; raise it when a key changes its meaning
+FORMAT = 1                            # version of the checkpoint dict; raise it when a key changes meaning
 WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
 SIZE = 512                            # pixels on the longest side that the network looks at by default
-THRESHOLD = 0.5                       # probability from which a pixel is marked, until validation finds a better one
-DILATE = 3 / 512                      # default dilation radius per pixel of the longest side (MorphoMod uses d = 3)
+THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
+DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
 # Narrower than smp's own U-Net decoder (256, 128, 64, 32, 16): 4.2 M parameters instead of 6.6 M.
 OPTIONS = {"unet": {"decoder_channels": [128, 64, 48, 32, 16]}}
-PRIOR = 0.05                          # share of marked pixels that a fresh network expects: training starts from there
+PRIOR = 0.05                          # share of marked pixels that a fresh network expects before training
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -53,7 +53,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.arch, self.encoder, self.options = arch, encoder, options or {}
         self.size, self.threshold = SIZE, THRESHOLD
-        self.model = smp.create_model(arch, encoder, encoder_weights=None, in_channels=3, classes=1, **self.options)
+        self.model = smp.create_model(arch, encoder, encoder_weights=None, in_channels=3, classes=1,
+                                      **self.options)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
@@ -64,17 +65,19 @@ class Segmenter(nn.Module):
         stride = getattr(self.model.encoder, "output_stride", 32)
         # replicate, not reflect: reflection needs a picture larger than the padding
         x = F.pad(x, (0, -W % stride, 0, -H % stride), mode="replicate")   # (B, 3, H', W')
-        x = x.contiguous(memory_format=torch.channels_last if channels_last(x.device) else torch.contiguous_format)
+        x = x.contiguous(
+            memory_format=torch.channels_last if channels_last(x.device) else torch.contiguous_format)
         return self.model(x)[..., :H, :W]                                  # (B, 1, H, W)
 
 
 def build(arch: str = "unet", encoder: str = "mobilenet_v2", encoder_weights: str = "none",
           options: dict | None = None) -> Segmenter:
-    """A new network. encoder_weights: "imagenet" (downloaded by smp), "none" or a file with a state dict of the encoder.
+    """A new network.
 
-    A file may hold `mean` and `std` beside the encoder's tensors, for input in [0, 1]; ImageNet's are taken otherwise.
-    Raises ValueError with one sentence where a name is unknown or a file does not fit, ConnectionError where the
-    weights cannot be downloaded.
+    encoder_weights: "imagenet" (downloaded by smp), "none" or a file with a state dict of the encoder.
+    A file may hold `mean` and `std` beside its tensors, for input in [0, 1]; ImageNet's are taken otherwise.
+    Raises ValueError with one sentence where a name is unknown or a file does not fit, ConnectionError where
+    the weights cannot be downloaded.
     """
     options = OPTIONS.get(arch.lower(), {}) if options is None else options
     known = smp.encoders.get_encoder_names()
@@ -95,7 +98,8 @@ def build(arch: str = "unet", encoder: str = "mobilenet_v2", encoder_weights: st
         try:
             net.model.encoder.load_state_dict(state)
         except (RuntimeError, AttributeError, TypeError, KeyError) as e:
-            raise ValueError(f"{encoder_weights} does not hold the weights of encoder {encoder}: {first_line(e)}") from e
+            raise ValueError(f"{encoder_weights} does not hold the weights of encoder {encoder}: "
+                             f"{first_line(e)}") from e
     else:
         pretrained, settings = download_encoder(encoder, encoder_weights)
         net.model.encoder.load_state_dict(pretrained)
@@ -109,7 +113,7 @@ def build(arch: str = "unet", encoder: str = "mobilenet_v2", encoder_weights: st
 def download_encoder(encoder: str, name: str) -> tuple[dict, dict]:
     """The encoder's published weights through smp, and its input settings.
 
-    Raises ConnectionError within seconds where the hub cannot be reached, ValueError for a name that smp does not know.
+    Raises ConnectionError within seconds where the hub cannot be reached, ValueError for a name smp lacks.
     """
     import huggingface_hub
     try:                                      # smp itself would retry for 23 s and print a stack of warnings
@@ -121,14 +125,15 @@ def download_encoder(encoder: str, name: str) -> tuple[dict, dict]:
     try:
         state = smp.encoders.get_encoder(encoder, weights=name).state_dict()
         return state, smp.encoders.get_preprocessing_params(encoder, name)
-    except Exception as e:                    # smp, timm and hub raise a dozen kinds here; all mean the same to a user
+    except Exception as e:                    # smp, timm and hub raise a dozen kinds, all the same to a user
         kind = ConnectionError if huggingface_hub.constants.HF_HUB_OFFLINE else ValueError
-        raise kind(f"no weights {name!r} for encoder {encoder} ({first_line(e).rstrip('.')}); --encoder-weights none "
-                   "trains without them, --encoder-weights FILE takes a local file") from e
+        raise kind(f"no weights {name!r} for encoder {encoder} ({first_line(e).rstrip('.')}); "
+                   "--encoder-weights none trains without them, "
+                   "--encoder-weights FILE takes a local file") from e
 
 
 def fuse_batchnorm(module: nn.Module) -> nn.Module:
-    """Folds every BatchNorm that follows a convolution into it, in place: for inference, 1.5 times as fast on a CPU."""
+    """Folds each BatchNorm after a convolution into it, in place: inference is 1.5 times as fast on a CPU."""
     children = list(module.named_children())
     for (name, child), (next_name, following) in zip(children, children[1:]):
         if type(child) is nn.Conv2d and type(following) is nn.BatchNorm2d:
@@ -172,7 +177,7 @@ def pick_amp(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
 
 def has_cpu_bf16() -> bool:
     """bf16 in hardware; without it oneDNN emulates and loses."""
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")      # private, and younger than torch 2.4
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")     # private, and younger than torch 2.4
     return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
@@ -186,8 +191,9 @@ def channels_last(device: torch.device) -> bool:
 def load_image(source, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Any picture as it is displayed -> (H, W, 3) uint8 RGB.
 
-    source: path, binary file, PIL image or HWC uint8 array. EXIF orientation is applied, transparency lies on white,
-    16-bit and float greys are scaled by their full range (never stretched per image), of an animation the first frame.
+    source: path, binary file, PIL image or HWC uint8 array. EXIF orientation is applied, transparency lies on
+    white, 16-bit and float greys are scaled by their full range (never stretched per image), of an animation
+    the first frame.
     Raises OSError for a file that is no complete picture, ValueError for one over max_pixels.
     """
     if isinstance(source, np.ndarray):
@@ -201,14 +207,16 @@ def load_image(source, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise ValueError(f"{image.width}x{image.height} is over the limit of {max_pixels} pixels")
         image.load()
     except (SyntaxError, EOFError, IndexError, TypeError, AttributeError, KeyError, pickle.PickleError) as e:
-        raise OSError(f"not a readable picture: {first_line(e)}") from e      # what Pillow's plugins raise on garbage
+        # what Pillow's plugins raise on garbage
+        raise OSError(f"not a readable picture: {first_line(e)}") from e
     try:
         image = ImageOps.exif_transpose(image)
     except Exception:                         # garbage in the EXIF block is no reason to refuse the picture
         image = image.copy()
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         grey = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
-        full = 1 if image.mode == "F" and grey.max() <= 1 else 255 if grey.max() <= 255 and image.mode == "F" else 65535
+        full = (1 if image.mode == "F" and grey.max() <= 1
+                else 255 if grey.max() <= 255 and image.mode == "F" else 65535)
         return np.repeat((np.clip(grey / full, 0, 1) * 255).round().astype(np.uint8)[..., None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -217,19 +225,20 @@ def load_image(source, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, ...) -> the same with its longest side at most `size` pixels; smaller pictures stay as they are."""
+    """(H, W, ...) -> the same with its longest side at most `size` pixels; smaller ones stay as they are."""
     H, W = image.shape[:2]
     scale = size / max(H, W)
     if scale >= 1:
         return image
-    return cv2.resize(image, (max(round(W * scale), 1), max(round(H * scale), 1)), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (max(round(W * scale), 1), max(round(H * scale), 1)),
+                      interpolation=cv2.INTER_AREA)
 
 
 # ---------------------------------------------------------------- mask out
 
 @torch.inference_mode()
 def predict_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Pictures of one shape, each (H, W, 3) uint8 RGB -> for each (H, W) float32 probabilities, at that size."""
+    """Pictures of one shape, each (H, W, 3) uint8 RGB -> for each its (H, W) float32 probabilities."""
     device = net.mean.device
     batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)      # (B, 3, H, W)
     dtype, _ = pick_amp("auto", device)
@@ -239,7 +248,7 @@ def predict_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def predict_prob(net: Segmenter, image: np.ndarray, size: int | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (H, W) float32 in [0, 1]. size: longest side that the network sees, net.size if None."""
+    """(H, W, 3) uint8 RGB -> (H, W) float32 in [0, 1]. size: longest side the network sees, or net.size."""
     prob, = predict_probs(net, [shrink(image, size or net.size)])
     return resize_prob(prob, *image.shape[:2])
 
@@ -250,7 +259,7 @@ def resize_prob(prob: np.ndarray, H: int, W: int) -> np.ndarray:
 
 
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
-    """`radius` rounds of the 3x3 cross, a diamond (MorphoMod's operator), in one pass: city-block distance <= radius.
+    """`radius` rounds of the 3x3 cross (MorphoMod's) in one pass: a diamond of city-block distance <= radius.
 
     mask (H, W) uint8, non-zero where marked -> (H, W) uint8 {0, 255}.
     """
@@ -268,10 +277,10 @@ def default_dilation(H: int, W: int) -> int:
 # ---------------------------------------------------------------- checkpoint file
 
 def pack(net: Segmenter, **training) -> dict:
-    """The checkpoint dict: plain tensors and JSON types. `training` holds ema, optimizer, step, ... or nothing."""
+    """The checkpoint dict: plain tensors and JSON types. training: ema, optimizer, step, ... or nothing."""
     empty = dict.fromkeys(("ema", "optimizer", "scheduler", "scaler", "step", "best_iou", "args", "rng"))
-    return {"format": FORMAT, "arch": net.arch, "encoder": net.encoder, "options": net.options, "size": net.size,
-            "threshold": net.threshold, "model": net.state_dict(), **empty, **training}
+    return {"format": FORMAT, "arch": net.arch, "encoder": net.encoder, "options": net.options,
+            "size": net.size, "threshold": net.threshold, "model": net.state_dict(), **empty, **training}
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
@@ -307,7 +316,8 @@ def load_plain(path: Path) -> dict:
 def load_checkpoint(path: Path) -> dict:
     checkpoint = load_plain(path)
     if "arch" not in checkpoint or "model" not in checkpoint:
-        raise ValueError(f"{path} is not one of our checkpoints (python model.py import takes the public notebook's)")
+        raise ValueError(f"{path} is not one of our checkpoints "
+                         "(python model.py import takes the public notebook's)")
     if checkpoint["format"] != FORMAT:
         raise ValueError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
     return checkpoint
@@ -334,7 +344,7 @@ def load_model(path: Path = WEIGHTS, device: torch.device | str = "cpu") -> Segm
 
 
 def import_notebook(path: Path, arch: str, encoder: str) -> Segmenter:
-    """The public notebook's .pth, a Lightning state dict with keys mean, std and model.*, as one of our networks."""
+    """The public notebook's .pth (Lightning, with keys mean, std and model.*) as one of our networks."""
     state = load_plain(path)
     state = state.get("state_dict", state)
     net = build(arch, encoder, "none", options={})            # smp's own decoder widths, as in the notebook
@@ -365,7 +375,8 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     p = commands.add_parser("import", help="take the public notebook's .pth")
     p.add_argument("file", type=Path)
-    p.add_argument("--arch", default="unet", help="the architecture it was trained with (default: %(default)s)")
+    p.add_argument("--arch", default="unet",
+                   help="the architecture it was trained with (default: %(default)s)")
     p.add_argument("--encoder", default="mit_b5", help="likewise (default: %(default)s)")
     p.add_argument("-o", "--out", type=Path, required=True)
     p = commands.add_parser("export", help="strip a checkpoint for release, in half precision")

@@ -32,6 +32,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -192,9 +193,9 @@ def read(record: dict, args: argparse.Namespace, size: int) -> tuple[dict, np.nd
 
 # ---------------------------------------------------------------- network
 
-def predict(net: Segmenter, pictures: Iterable, args: argparse.Namespace, size: int) -> Iterator[tuple]:
+def predict(net: Segmenter, pictures: Iterable, claims: dict, args: argparse.Namespace, size: int) -> Iterator[tuple]:
     """What read() gives -> (record, image, prob). Pictures wait for others of their shape to fill a batch."""
-    started, claims, waiting = time.time_ns(), {}, {}
+    started, waiting = time.time_ns(), {}
     batch_size = BATCH[net.mean.device.type]
     for record, image, view in pictures:
         if "error" not in record:
@@ -217,8 +218,9 @@ def predict_group(net: Segmenter, group: list[tuple], args: argparse.Namespace, 
         probs = [tiled_prob(net, view, size) for view in views] if args.tile else predict_probs(net, views)
     except RuntimeError as e:                 # out of memory, most likely
         probs, error = [None] * len(group), f"the network failed, a smaller --size may help: {first_line(e)}"
+    spent = 1000 * (time.perf_counter() - start) / len(group)
     for (record, image, _), prob in zip(group, probs):
-        record["milliseconds"] += 1000 * (time.perf_counter() - start) / len(group)
+        record["milliseconds"] += spent
         yield ({**record, "error": error} if prob is None else record), image, prob
 
 
@@ -284,20 +286,20 @@ def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
 
 def boxes(mask: np.ndarray, prob: np.ndarray) -> list[dict]:
     """The connected marks; the score is a mark's highest probability."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-    found = []
-    for k, (x, y, width, height, _) in enumerate(stats[1:].tolist(), 1):
-        part = np.s_[y:y + height, x:x + width]
-        score = round(float(prob[part][labels[part] == k].max()), 4)
-        found.append({"x": x, "y": y, "width": width, "height": height, "score": score})
-    return found
+    n, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    marked, scores = mask > 0, np.zeros(n, np.float32)
+    np.maximum.at(scores, labels[marked], prob[marked])
+    return [{"x": x, "y": y, "width": width, "height": height, "score": round(score, 4)}
+            for (x, y, width, height, _), score in zip(stats[1:].tolist(), scores[1:].tolist())]
 
 
 def save(path: str, pixels: np.ndarray) -> None:
     """Under a temporary name, then renamed: whatever kills us, a file under the final name is complete."""
-    data = cv2.imencode(os.path.splitext(path)[1] or ".png", pixels)[1].tobytes()
+    ok, data = cv2.imencode(".jpg" if path.endswith(".jpg") else ".png", pixels)
+    if not ok:
+        raise OSError(f"cannot write {printable(path)}: {pixels.shape[1]}x{pixels.shape[0]} is too large for its format")
     if path == "-":
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(data.tobytes())
         sys.stdout.buffer.flush()
         return
     folder = os.path.dirname(path) or "."
@@ -334,7 +336,7 @@ def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
     """Reads ahead in threads, predicts here, writes behind in threads -> counts for the summary."""
     counts = dict.fromkeys(("seen", "present", "done", "found", "failed"), 0)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    size, noted = args.size or net.size, args.tile or args.quiet
+    size, noted, claims = args.size or net.size, args.tile or args.quiet, {}
 
     def to_do() -> Iterator[dict]:
         for record in find_pictures(args):
@@ -343,7 +345,8 @@ def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
             # shared out by the mask's name, so that two pictures that want one mask meet in one process
             if zlib.crc32(os.fsencode(record.get("mask", record["input"]))) % world != rank:
                 continue
-            if args.skip_existing and outputs and all(os.path.isfile(p) and os.path.getsize(p) for p in outputs):
+            whole = args.skip_existing and outputs and all(os.path.isfile(p) and os.path.getsize(p) for p in outputs)
+            if whole and os.path.abspath(record["mask"]) not in claims:
                 counts["present"] += 1
             else:
                 yield record
@@ -353,7 +356,7 @@ def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
     pool = ThreadPoolExecutor(threads)
     try:
         pictures = ahead(pool, functools.partial(read, args=args, size=size), to_do(), depth)
-        probs = predict(net, pictures, args, size)
+        probs = predict(net, pictures, claims, args, size)
         threshold = net.threshold if args.threshold is None else args.threshold
         written = ahead(pool, functools.partial(write, args=args, threshold=threshold), probs, depth)
         for record in tqdm(written, unit=" pictures", disable=True if args.quiet else None):
@@ -456,8 +459,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if os.path.exists(args.out) and not os.path.isdir(args.out):
             parser.error(f"-o {args.out} is a file, and these inputs need a folder")
         for folder in folders:
-            inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(args.out))
-            if inside == "." or args.recurse and not inside.startswith(".."):
+            source, out = Path(folder).resolve(), Path(args.out).resolve()
+            if source == out or args.recurse and source.is_relative_to(out):
                 parser.error(f"-o {args.out} would mix masks with the pictures of {folder}, name another folder")
     elif args.out and not args.out.lower().endswith(".png"):
         parser.error(f"-o {args.out}: end it in .png for a mask, or in / for a folder")
@@ -468,6 +471,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     Image.MAX_IMAGE_PIXELS = None             # --max-pixels instead
     cv2.setNumThreads(1)                      # pictures side by side, not threads inside each
+    cv2.utils.logging.setLogLevel(0)          # silent: one sentence is ours to say
     warnings.filterwarnings("ignore", module="PIL")                       # of odd files that it reads all the same
     try:
         device, why = pick_device(args.device)

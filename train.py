@@ -1,14 +1,14 @@
 """Train a watermark segmenter: on a bare checkout, on your photos and logos, on a laptop or on many GPUs.
 
-    python train.py                                                      # generated backgrounds, logos/; no data needed
+    python train.py                                                      # without data: generated backgrounds
     python train.py --images photos/ --logos logos/ --out runs/mine      # the real thing
-    python train.py --resume runs/mine                                   # goes on where it stopped, bit for bit
-    python train.py --init weights/watermark.pt --logos my_logo/ --images photos/ --steps 1000      # one's own mark
-    python train.py --steps 20 --size 64 --batch-size 4 --eval-every 10  # does everything work here? under a minute
-    torchrun --nproc-per-node 8 train.py --images photos/ --batch-size 256                          # many GPUs
+    python train.py --resume runs/mine                                   # goes on after a stop, bit for bit
+    python train.py --init weights/watermark.pt --logos my_logo/ --images photos/ --steps 1000  # your mark
+    python train.py --steps 20 --size 64 --batch-size 4 --eval-every 10  # does it all work? under a minute
+    torchrun --nproc-per-node 8 train.py --images photos/ --batch-size 256                      # many GPUs
 
-Watch it with `tensorboard --logdir runs`. There are no epochs: sample i is a pure function of (seed, i), step s takes
-the samples s*B .. s*B+B-1, so the data position is the step, and resuming is exact.
+Watch it with `tensorboard --logdir runs`. There are no epochs: sample i is a pure function of (seed, i),
+step s takes the samples s*B .. s*B+B-1, so the data position is the step, and resuming is exact.
 """
 import argparse
 import json
@@ -29,7 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from eval import evaluate, summarise
+from eval import breakdown, evaluate, summarise
 from model import (build, channels_last, from_checkpoint, load_checkpoint, pack, pick_amp, pick_device,
                    save_checkpoint)
 from synth import Synth
@@ -57,8 +57,8 @@ def lr_at(step: int, steps: int) -> float:
 def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """logits (B, 1, H, W) float32, mask (B, 1, H, W) float32 {0, 1} -> binary cross-entropy, soft Dice loss.
 
-    Dice is per image, with one pixel added above and below: on a clean image that makes every false alarm cost
-    (smp's DiceLoss is zero there, and so teaches nothing about clean photos).
+    Dice is per image, with one pixel added above and below: on a clean image that makes every false alarm
+    cost (smp's DiceLoss is zero there, and so teaches nothing about clean photos).
     """
     bce = F.binary_cross_entropy_with_logits(logits, mask)
     prob = logits.sigmoid()
@@ -93,31 +93,44 @@ def update_average(averaged: list, current: list, n: torch.Tensor) -> None:
 
 
 def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     # data
-    parser.add_argument("--images", help="folder of clean photos, searched to any depth (default: generated backgrounds)")
+    parser.add_argument("--images",
+                        help="folder of clean photos, searched to any depth (default: generated backgrounds)")
     parser.add_argument("--logos", default=str(Path(__file__).parent / "logos"),
-                        help="folder of logos (PNG with alpha) and of fonts for text marks (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="side of a training crop in pixels (default: %(default)s)")
+                        help="folder of logos (PNG with alpha) and of fonts for text marks "
+                             "(default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256,
+                        help="side of a training crop in pixels (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 1, 1),
                         help="processes that make samples (default: all cores but one)")
     # network
     parser.add_argument("--arch", default="unet", help="an smp architecture (default: %(default)s)")
-    parser.add_argument("--encoder", default="mobilenet_v2", help="an smp encoder, or tu-NAME of timm (default: %(default)s)")
+    parser.add_argument("--encoder", default="mobilenet_v2",
+                        help="an smp encoder, or tu-NAME of timm (default: %(default)s)")
     parser.add_argument("--encoder-weights",
-                        help="imagenet (downloaded), none, or a file with the encoder's tensors (default: imagenet, or "
-                             "none where it cannot be downloaded)")
-    parser.add_argument("--init", help="start from this checkpoint; its architecture holds, and the learning rate falls")
+                        help="imagenet (downloaded), none, or a file with the encoder's tensors "
+                             "(default: imagenet, or none where it cannot be downloaded)")
+    parser.add_argument("--init",
+                        help="start from this checkpoint; its architecture holds, "
+                             "and the learning rate falls")
     # optimisation
     parser.add_argument("--steps", type=int, default=20_000, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32,
-                        help="samples per step over all GPUs; lower it if you run out of memory (default: %(default)s)")
-    parser.add_argument("--lr", type=float, help="peak learning rate of AdamW (default: 2e-3, with --init 5e-4)")
-    parser.add_argument("--seed", type=int, default=0, help="of samples and initial weights (default: %(default)s)")
+                        help="samples per step over all GPUs; lower it if you run out of memory "
+                             "(default: %(default)s)")
+    parser.add_argument("--lr", type=float,
+                        help="peak learning rate of AdamW (default: 2e-3, with --init 5e-4)")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="of samples and initial weights (default: %(default)s)")
     # machine
-    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
-    parser.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="(default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: slower start, faster steps on a GPU")
+    parser.add_argument("--device", default="auto",
+                        help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
+    parser.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
+                        help="(default: %(default)s)")
+    parser.add_argument("--compile", action="store_true",
+                        help="torch.compile: slower start, faster steps on a GPU")
     # run
     parser.add_argument("--out", default="runs/watermark", help="folder of the run (default: %(default)s)")
     parser.add_argument("--eval-every", type=int, default=1000, help="steps (default: %(default)s)")
@@ -147,7 +160,8 @@ def run(args: argparse.Namespace) -> int:
     out, start = Path(args.out), 0
     checkpoint = load_checkpoint(out / "last.pt") if args.resume else None
     if checkpoint is None and (out / "last.pt").exists():
-        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, --out names another folder")
+        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
+                         "--out names another folder")
     torch.manual_seed(args.seed)                       # the decoder's initial weights; samples have their own
     if checkpoint:
         net = from_checkpoint(checkpoint, ema=False)
@@ -162,8 +176,8 @@ def run(args: argparse.Namespace) -> int:
     train_set = Synth(args.images, args.logos, size=args.size, seed=args.seed)
     held_out = Synth(args.images, args.logos, held_out=True, seed=1)
     if not args.images:
-        say("no --images: backgrounds are generated, which is enough to try things; photos make a far better model",
-            file=sys.stderr)
+        say("no --images: backgrounds are generated, which is enough to try things; "
+            "photos make a far better model", file=sys.stderr)
 
     # -- optimisation
     encoder = [p for n, p in net.named_parameters() if n.startswith("model.encoder.")]
@@ -185,9 +199,11 @@ def run(args: argparse.Namespace) -> int:
     model = torch.compile(net) if args.compile else net
     if world > 1:
         model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-    loader = DataLoader(train_set, batch_sampler=Positions(start, args.steps, args.batch_size // world, rank, world),
-                        num_workers=args.workers, prefetch_factor=4 if args.workers else None, pin_memory=device.type == "cuda",
-                        generator=torch.Generator())   # its own, or each restart would draw from the run's RNG
+    loader = DataLoader(train_set,
+                        batch_sampler=Positions(start, args.steps, args.batch_size // world, rank, world),
+                        num_workers=args.workers, prefetch_factor=4 if args.workers else None,
+                        pin_memory=device.type == "cuda",
+                        generator=torch.Generator())  # its own, or each restart would draw from the run's RNG
 
     # -- run folder
     if rank == 0:
@@ -196,14 +212,14 @@ def run(args: argparse.Namespace) -> int:
         (out / "args.json").write_text(json.dumps(plain, indent=2))
         trim_log(out / "log.jsonl", start)
         board, log = SummaryWriter(out, purge_step=start), (out / "log.jsonl").open("a")
-        say(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters, {len(train_set.photos)} photos, "
-            f"{len(train_set.marks.logos)} logos, {len(train_set.marks.fonts)} fonts; steps {start} to {args.steps}",
-            file=sys.stderr)
+        say(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters, "
+            f"{len(train_set.photos)} photos, {len(train_set.marks.logos)} logos, "
+            f"{len(train_set.marks.fonts)} fonts; steps {start} to {args.steps}", file=sys.stderr)
 
     def save(name: str, step: int) -> None:
         save_checkpoint(pack(net, ema=ema.module.state_dict(), optimizer=optimizer.state_dict(),
-                             scheduler=scheduler.state_dict(), scaler=scaler.state_dict(), step=step, best_iou=best_iou,
-                             args=plain, rng=torch.get_rng_state()), out / name)
+                             scheduler=scheduler.state_dict(), scaler=scaler.state_dict(), step=step,
+                             best_iou=best_iou, args=plain, rng=torch.get_rng_state()), out / name)
 
     def record(step: int, **values: float) -> None:
         for name, value in values.items():
@@ -211,7 +227,7 @@ def run(args: argparse.Namespace) -> int:
         log.write(json.dumps({"step": step, **values}) + "\n")
         log.flush()
 
-    stop = []                                          # Ctrl-C and SIGTERM end the run after the step, with a save
+    stop = []                                          # Ctrl-C and SIGTERM end it after the step, with a save
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.append(1))
 
@@ -229,8 +245,8 @@ def run(args: argparse.Namespace) -> int:
         bce, dice = loss_parts(logits.float(), mask)
         loss = bce + dice
         if not math.isfinite(loss.item()):
-            raise ValueError(f"loss is {loss.item()} at step {step}, lr {scheduler.get_last_lr()[-1]:.2g}: try a lower "
-                             f"--lr or --amp off; {out}/last.pt holds the last good state")
+            raise ValueError(f"loss is {loss.item()} at step {step}, lr {scheduler.get_last_lr()[-1]:.2g}: "
+                             f"try a lower --lr or --amp off; {out}/last.pt holds the last good state")
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -248,8 +264,10 @@ def run(args: argparse.Namespace) -> int:
                    grad_norm=norm.item(), samples_per_s=rate)
             bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{best_iou:.3f}", refresh=False)
         if rank == 0 and (step % args.eval_every == 0 or step == args.steps):
-            scores = summarise(evaluate(ema.module, held_out, N_EVAL))
-            record(step, **{f"held_out/{k}": v for k, v in scores.items()})
+            rows = evaluate(ema.module, held_out, N_EVAL)
+            scores = summarise(rows)
+            record(step, **{f"held_out/{k}": v for k, v in scores.items()},
+                   **{f"iou_by_{k}": v["iou"] for k, v in breakdown(rows).items()})
             show(board, ema.module, held_out, step)
             if scores["iou"] > best_iou:
                 best_iou = scores["iou"]
@@ -280,7 +298,7 @@ def first_network(args: argparse.Namespace) -> nn.Module:
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """A pretrained encoder keeps its BatchNorm statistics: batches here are small and look unlike ImageNet."""
+    """A pretrained encoder keeps its BatchNorm statistics: batches here are small and unlike ImageNet."""
     for m in module.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
             m.eval()

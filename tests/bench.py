@@ -1,10 +1,10 @@
 """Prints the speed table: samples per second, milliseconds per picture, share of the network in the whole.
 
-    python tests/bench.py                                        # generated photos and logos/: works on a bare checkout
-    python tests/bench.py --images photos/ --logos logos/        # with yours; figures in the docs say which
+    python tests/bench.py                                    # generated photos and logos/, on a bare checkout
+    python tests/bench.py --images photos/ --logos logos/    # with yours; figures in the docs say which
 
-Every figure is the median of several rounds in one process on an otherwise idle machine. Times of different machines
-do not compare; ratios within one run do.
+Every figure is the median of several rounds in one process on an otherwise idle machine. Times of different
+machines do not compare; ratios within one run do.
 """
 import argparse
 import platform
@@ -20,8 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model import (WEIGHTS, build, default_dilation, dilate, load_model, pick_amp, pick_device, predict_prob,  # noqa: E402
-                   resize_prob)
+from model import (WEIGHTS, build, default_dilation, dilate, load_model, pick_amp, pick_device,  # noqa: E402
+                   predict_prob, resize_prob)
 from synth import RECIPES, Synth, generate_background  # noqa: E402
 from train import loss_parts  # noqa: E402
 
@@ -50,7 +50,8 @@ def bench_synth(images: str, logos: str) -> None:
         synth = Synth(images, logos, recipe, size)
         position = iter(range(10**6))
         time_of_40 = seconds(lambda: [synth.make_sample(0, next(position)) for _ in range(40)])
-        row(f"synth {recipe}, {f'{size} px crops' if size else 'whole photos'}, one core", f"{40 / time_of_40:.0f} samples/s")
+        row(f"synth {recipe}, {f'{size} px crops' if size else 'whole photos'}, one core",
+            f"{40 / time_of_40:.0f} samples/s")
     cv2.setNumThreads(threads)
 
 
@@ -58,7 +59,8 @@ def bench_network(device: torch.device) -> None:
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     net = load_model(WEIGHTS, device)
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    row("released network, one picture, 512 x 512", f"{1e3 * seconds(lambda: (predict_prob(net, image), sync()), 20):.0f} ms")
+    row("released network, one picture, 512 x 512",
+        f"{1e3 * seconds(lambda: (predict_prob(net, image), sync()), 20):.0f} ms")
     amp, _ = pick_amp("auto", device)
     for size, batch in ((192, 16), (256, 32)):
         net = build().to(device, memory_format=torch.channels_last).train()
@@ -89,14 +91,17 @@ def bench_mask() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="folder of photos (default: 40 generated ones of 481 x 321)")
-    parser.add_argument("--logos", default=str(Path(__file__).parents[1] / "logos"), help="(default: %(default)s)")
+    parser.add_argument("--logos", default=str(Path(__file__).parents[1] / "logos"),
+                        help="(default: %(default)s)")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device, why = pick_device(args.device)
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {device} ({why}), "
-          f"{pick_amp('auto', device)[0] or 'float32'}, torch {torch.__version__}, Python {platform.python_version()}")
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+          f"{device} ({why}), {pick_amp('auto', device)[0] or 'float32'}, torch {torch.__version__}, "
+          f"Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder:
         if not args.images:
             for i in range(40):

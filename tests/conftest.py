@@ -5,6 +5,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+
+torch.set_num_threads(1)       # small tensors: two threads mostly wait for each other
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

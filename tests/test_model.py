@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 import model
-from model import (build, default_dilation, dilate, from_checkpoint, fuse_batchnorm, load_checkpoint, load_image, load_model,
-                   pack, pick_amp, pick_device, predict_prob, predict_probs, resize_prob, save_checkpoint, shrink)
+from model import (build, default_dilation, dilate, from_checkpoint, fuse_batchnorm, load_checkpoint,
+                   load_image, load_model, pack, pick_amp, pick_device, predict_prob, predict_probs,
+                   resize_prob, save_checkpoint, shrink)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,8 @@ def test_a_typo_lists_what_exists(kwargs, words):
 
 def test_encoder_weights_from_a_file(net, tmp_path):
     state = {k: torch.full_like(v, 0.01) for k, v in net.model.encoder.state_dict().items()}
-    torch.save({**state, "mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25)}, tmp_path / "encoder.pt")
+    torch.save({**state, "mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25)},
+               tmp_path / "encoder.pt")
     loaded = build(encoder_weights=str(tmp_path / "encoder.pt"))
     assert all((v == 0.01).all() for v in loaded.model.encoder.state_dict().values() if v.is_floating_point())
     assert loaded.mean.flatten().tolist() == [0.5] * 3 and loaded.std.flatten().tolist() == [0.25] * 3
@@ -142,7 +144,8 @@ def test_images_of_every_mode(tmp_path):
              "bilevel": (Image.fromarray(grey > 99), (grey > 99) * 255),
              "16 bit": (Image.fromarray(grey.astype(np.uint16) * 257), grey),
              "float": (Image.fromarray(grey.astype(np.float32) / 255), grey),
-             "transparent": (Image.merge("LA", [Image.new("L", (8, 6), 0), Image.fromarray(grey)]), 255 - grey),
+             "transparent": (Image.merge("LA", [Image.new("L", (8, 6), 0), Image.fromarray(grey)]),
+                             255 - grey),
              "cmyk": (Image.new("CMYK", (8, 6)), np.full((6, 8), 255))}
     for name, (image, expected) in cases.items():
         got = load_image(image)
@@ -198,23 +201,25 @@ def test_dilation_is_rounds_of_the_cross():
         mask = (rng.random((60, 80)) > 0.99).astype(np.uint8)
         assert np.array_equal(dilate(mask, radius), cv2.dilate(mask, cross, iterations=radius) * 255)
     assert not dilate(np.zeros((5, 5), np.uint8), 3).any()
-    assert default_dilation(300, 512) == 3 and default_dilation(3000, 4096) == 24 and default_dilation(8, 8) == 1
+    assert (default_dilation(300, 512) == 3 and default_dilation(3000, 4096) == 24
+            and default_dilation(8, 8) == 1)
 
 
 # ---------------------------------------------------------------- checkpoint file
 
 def test_round_trip(net, saved):
     checkpoint = torch.load(saved, weights_only=True)                # plain data
-    assert {"format", "arch", "encoder", "size", "threshold", "model", "ema", "optimizer", "scheduler", "scaler", "step",
-            "best_iou", "args", "rng"} <= set(checkpoint)
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(),
-                                                 from_checkpoint(load_checkpoint(saved)).state_dict().values()))
+    assert {"format", "arch", "encoder", "size", "threshold", "model", "ema", "optimizer", "scheduler",
+            "scaler", "step", "best_iou", "args", "rng"} <= set(checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(
+        net.state_dict().values(), from_checkpoint(load_checkpoint(saved)).state_dict().values()))
 
 
 def test_averaged_weights_are_preferred(net, tmp_path):
     ema = {k: torch.full_like(v, 0.5) for k, v in net.state_dict().items()}
     save_checkpoint(pack(net, ema=ema), tmp_path / "w.pt")
-    assert (from_checkpoint(load_checkpoint(tmp_path / "w.pt")).model.segmentation_head[0].weight == 0.5).all()
+    assert (from_checkpoint(load_checkpoint(tmp_path / "w.pt"))
+            .model.segmentation_head[0].weight == 0.5).all()
 
 
 class Evil:
@@ -266,10 +271,12 @@ def test_a_full_disk_keeps_the_old_checkpoint(net, saved, monkeypatch):
 
 
 def test_export_is_half_the_size_and_predicts_the_same(net, tmp_path, capsys):
-    save_checkpoint(pack(net, ema=net.state_dict(), optimizer={"big": torch.zeros(10**6)}), tmp_path / "best.pt")
+    save_checkpoint(pack(net, ema=net.state_dict(), optimizer={"big": torch.zeros(10**6)}),
+                    tmp_path / "best.pt")
     monkey = ["export", str(tmp_path / "best.pt"), str(tmp_path / "out.pt")]
     assert run(monkey) == 0 and "MB" in capsys.readouterr().out
-    assert (tmp_path / "out.pt").stat().st_size < 13e6 and load_checkpoint(tmp_path / "out.pt")["optimizer"] is None
+    assert ((tmp_path / "out.pt").stat().st_size < 13e6
+            and load_checkpoint(tmp_path / "out.pt")["optimizer"] is None)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     a, b = (predict_prob(load_model(tmp_path / f), image) for f in ("best.pt", "out.pt"))
     assert np.abs(a - b).max() < 0.02

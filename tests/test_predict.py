@@ -592,6 +592,25 @@ def test_two_pictures_that_want_one_mask(run, photos):
     assert tree("photos_masks") == ["a.png", "b.png"]
 
 
+def test_rivals_are_found_with_skip_existing_too(run, photos):
+    (photos / "x").mkdir()
+    for i in range(30):
+        photo().save(photos / "x" / f"{i}.jpg")
+    photo().save(photos / "deep" / "a.jpg")
+    result = run("photos/a.jpg", *(photos / "x").iterdir(), "photos/deep/a.jpg", "-o", "m", "--skip-existing")
+    assert result.code == 1 and "photos/deep/a.jpg: photos/a.jpg has the same mask" in result.err
+
+
+def test_one_file_under_two_names_is_one_picture(run, photos):
+    assert "of 1 pictures, 0 failed" in run("photos/a.jpg", "photos/deep/../a.jpg").err
+
+
+def test_what_no_jpeg_can_hold(run, photos):
+    photo(70_000, 2).save("wide.png")
+    result = run("wide.png", "--overlay")
+    assert result.code == 1 and "wide_overlay.jpg: 70000x2 is too large" in result.err and not Path("wide_mask.png").exists()
+
+
 def test_rivals_are_found_when_their_names_are_forgotten(run, photos, monkeypatch):
     monkeypatch.setattr(predict, "CLAIMS", 1)
     photo().save("a.png")

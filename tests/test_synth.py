@@ -34,7 +34,8 @@ def test_a_sample_is_a_pure_function_of_seed_and_index(photos, logos, recipe):
 
 def test_worker_count_changes_nothing(samples):
     def collect(workers):
-        return [[t.numpy() for t in batch] for batch in DataLoader(samples, batch_size=4, num_workers=workers)]
+        return [[t.numpy() for t in batch]
+                for batch in DataLoader(samples, batch_size=4, num_workers=workers)]
     for a, b in zip(collect(0), collect(2), strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
@@ -42,7 +43,7 @@ def test_worker_count_changes_nothing(samples):
 def test_sizes(photos, logos):
     assert Synth(photos, logos, size=64).make_sample(0, 0)[0].shape == (3, 64, 64)
     shapes = {Synth(photos, logos).make_sample(0, i)[0].shape[1:] for i in range(30)}
-    assert {(120, 160), (160, 120), (128, 128)} <= shapes          # landscape, portrait and square, as they are
+    assert {(120, 160), (160, 120), (128, 128)} <= shapes          # landscape, portrait, square, as they are
     assert Synth(photos, logos, "clwd").make_sample(0, 0)[0].shape == (3, 256, 256)
 
 
@@ -68,7 +69,7 @@ def test_outside_the_mask_nothing_changes_and_inside_something_does(logos):
         clean = np.full((150, 200, 3), rng.uniform(0, 1, 3), np.float32)
         image, mask = clean.copy(), np.zeros((150, 200), np.uint8)
         if not lay(image, mask, draw_mark(rng, marks, 200, 150), (0, 0), rng.uniform(0.12, 1), "normal"):
-            assert np.array_equal(image, clean) and not mask.any()          # not seen, not labelled, not drawn
+            assert np.array_equal(image, clean) and not mask.any()          # not seen, not labelled, not laid
             continue
         laid += 1
         change = np.abs(image - clean)
@@ -87,17 +88,17 @@ def test_a_white_mark_on_a_white_photo_is_not_labelled():
     assert mask.sum() == 100 and mask[5:15, 5:15].all()
 
 
-@pytest.mark.parametrize("mode, expected", [("normal", 0.55), ("multiply", 0.32), ("screen", 0.68), ("overlay", 0.44),
-                                            ("soft light", 0.4288)])
+@pytest.mark.parametrize("mode, expected", [("normal", 0.55), ("multiply", 0.32), ("screen", 0.68),
+                                            ("overlay", 0.44), ("soft light", 0.4288)])
 def test_blend_modes_against_their_definitions(mode, expected):
-    u, c, a = 0.4, 0.7, 1.0                                        # opaque colour c on photo u, then half of it
+    u, c, a = 0.4, 0.7, 1.0                                        # opaque colour c on photo u, then at half
     opaque = {"normal": c, "multiply": u * c, "screen": 1 - (1 - u) * (1 - c), "overlay": 2 * u * c,
               "soft light": (1 - 2 * c) * u * u + 2 * c * u}[mode]
     layer = np.float32([[[c * a] * 3 + [a]]])
     got = blend(np.full((1, 1, 3), u, np.float32), layer, 0.5, mode)
     assert np.allclose(got, (u + opaque) / 2, atol=1e-6)
     assert mode in ("overlay", "soft light", "multiply", "screen") or np.allclose(got, expected, atol=1e-6)
-    layer[..., :3] *= 0.5                                          # premultiplied: half alpha equals half opacity
+    layer[..., :3] *= 0.5                                          # premultiplied: half alpha is half opacity
     layer[..., 3] *= 0.5
     assert np.allclose(blend(np.full((1, 1, 3), u, np.float32), layer, 1.0, mode), got, atol=1e-6)
 
@@ -141,7 +142,8 @@ def test_reference_recipe(photos, logos):
     assert {len(m) for m in metas} == {1, 2, 3, 4, 5}
     marks = [m for group in metas for m in group]
     assert {m["blend"] for m in marks} == {"normal", "multiply", "overlay"}
-    assert 0.3 <= min(m["opacity"] for m in marks) and abs(np.mean([m["angle"] == 0 for m in marks]) - 0.5) < 0.12
+    assert (0.3 <= min(m["opacity"] for m in marks)
+            and abs(np.mean([m["angle"] == 0 for m in marks]) - 0.5) < 0.12)
 
 
 def test_clwd_truth_is_the_visible_difference(photos, logos, monkeypatch):
@@ -166,7 +168,7 @@ def test_the_split_does_not_move_when_files_are_added(tmp_path):
     held = {p for p in first if synth.is_held_out(p, tmp_path)}
     assert 0.05 < len(held) / 300 < 0.16
     (tmp_path / "a").mkdir()
-    shutil.move(tmp_path / "7.jpg", tmp_path / "a" / "7.jpg")       # the folder does not matter, only the name does
+    shutil.move(tmp_path / "7.jpg", tmp_path / "a" / "7.jpg")       # only the name matters, not the folder
     assert synth.is_held_out(str(tmp_path / "a" / "7.jpg"), tmp_path) == (str(tmp_path / "7.jpg") in held)
 
 
@@ -179,7 +181,8 @@ def test_folders_called_train_and_val_are_the_split(photos):
 def test_no_held_out_logo_or_photo_is_ever_drawn_in_training(photos, logos):
     train, val = Synth(photos, logos), Synth(photos, logos, held_out=True)
     assert not set(train.marks.logos) & set(val.marks.logos) and val.marks.logos
-    assert {train.make_sample(0, i)[2]["photo"] for i in range(40)} <= {p.rsplit("/")[-1] for p in train.photos} | {"generated"}
+    assert ({train.make_sample(0, i)[2]["photo"] for i in range(40)}
+            <= {p.rsplit("/")[-1] for p in train.photos} | {"generated"})
 
 
 def test_one_own_logo_serves_both_parts_and_says_so(tmp_path, logos, capsys):
@@ -241,7 +244,8 @@ def test_photos_of_every_mode(tmp_path):
 
 
 @pytest.mark.parametrize("argv", [["x.png", "--images", "nowhere"], ["x.png", "--logos", "nowhere"],
-                                  ["x.png", "--images", "EMPTY"], ["x.png", "--recipe", "clwd", "--logos", "EMPTY"]])
+                                  ["x.png", "--images", "EMPTY"],
+                                  ["x.png", "--recipe", "clwd", "--logos", "EMPTY"]])
 def test_a_missing_or_empty_folder_is_one_sentence_and_exit_2(argv, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
@@ -263,19 +267,21 @@ def test_export_is_byte_identical_for_any_worker_count_and_restartable(tmp_path,
     def export(name, n, workers):
         argv = ["--images", str(photos), "--recipe", "logo-l", "--held-out", "--seed", "5"]
         assert synth.main([str(tmp_path / name), "--n", str(n), "--workers", str(workers), *argv]) == 0
-        return {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        return {p.relative_to(tmp_path / name): p.read_bytes()
+                for p in (tmp_path / name).rglob("*") if p.is_file()}
     whole = export("a", 12, 1)
     assert len(whole) == 25 and export("b", 12, 2) == whole
     export("c", 5, 2)
     with (tmp_path / "c" / "meta.jsonl").open("a") as f:
         f.write('{"name": "00000')                                 # a crash in the middle of a line
     (tmp_path / "c" / "images" / "0000004.png").write_bytes(b"kept")
-    assert export("c", 12, 1) == whole | {(tmp_path / "c" / "images" / "0000004.png").relative_to(tmp_path / "c"): b"kept"}
+    assert export("c", 12, 1) == whole | {
+        (tmp_path / "c" / "images" / "0000004.png").relative_to(tmp_path / "c"): b"kept"}
     line = json.loads((tmp_path / "a" / "meta.jsonl").read_text().splitlines()[3])
     assert line["name"] == "0000003" and {"photo", "marks", "coverage", "seed", "recipe"} <= set(line)
     mask = cv2.imread(str(tmp_path / "a" / "masks" / "0000003.png"), cv2.IMREAD_UNCHANGED)
     assert set(np.unique(mask)) <= {0, 255} and abs((mask > 0).mean() - line["coverage"]) < 1e-6
-    assert synth.main([str(tmp_path / "a"), "--n", "12", "--recipe", "clwd"]) == 2      # another recipe in that folder
+    assert synth.main([str(tmp_path / "a"), "--n", "12", "--recipe", "clwd"]) == 2  # it holds another recipe
 
 
 def test_the_sample_logos_are_many_and_all_usable():

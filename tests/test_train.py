@@ -24,8 +24,9 @@ def small(monkeypatch):
 
 
 def flags(out, photos, logos, *more):
-    return ["--images", str(photos), "--logos", str(logos), "--out", str(out), "--size", "32", "--batch-size", "4",
-            "--workers", "0", "--device", "cpu", "--encoder-weights", "none", "--steps", "4", "--eval-every", "2", *more]
+    return ["--images", str(photos), "--logos", str(logos), "--out", str(out), "--size", "32",
+            "--batch-size", "4", "--workers", "0", "--device", "cpu", "--encoder-weights", "none",
+            "--steps", "4", "--eval-every", "2", *more]
 
 
 def read_log(out):
@@ -40,7 +41,8 @@ def test_learning_rate():
     assert abs(lr_at(5100, 10_000) - 0.505) < 1e-9 and abs(lr_at(10_000, 10_000) - 0.01) < 1e-9
     assert lr_at(0, 1) > 0
     values = [lr_at(s, 500) for s in range(500)]
-    assert all(a <= b for a, b in zip(values[:50], values[1:50])) and all(a >= b for a, b in zip(values[50:], values[51:]))
+    assert (all(a <= b for a, b in zip(values[:50], values[1:50]))
+            and all(a >= b for a, b in zip(values[50:], values[51:])))
 
 
 def test_loss_of_a_perfect_and_of_a_clean_prediction():
@@ -50,7 +52,7 @@ def test_loss_of_a_perfect_and_of_a_clean_prediction():
     bce, dice = loss_parts(perfect, mask)
     assert bce < 1e-6 and dice < 1e-4
     alarm = perfect.clone()
-    alarm[1, 0, 0, 0] = 20                                            # one falsely marked pixel on the clean image
+    alarm[1, 0, 0, 0] = 20                                            # one false pixel on the clean image
     assert loss_parts(alarm, mask)[1] > 0.2
     logits = torch.zeros(1, 1, 2, 2)                                  # p = .5, one marked pixel of four
     bce, dice = loss_parts(logits, torch.tensor([[[[1.0, 0], [0, 0]]]]))
@@ -121,22 +123,25 @@ def test_resume_is_exact(tmp_path, photos, logos, monkeypatch):
         train.main(flags(halves, photos, logos))
     monkeypatch.setattr(train, "save_checkpoint", real)
     with (halves / "log.jsonl").open("a") as f:
-        f.write('{"step": 3, "loss": 9}\n{"step": 4, "lo')            # written after the checkpoint, and half a line
+        f.write('{"step": 3, "loss": 9}\n{"step": 4, "lo')            # after the checkpoint, and half a line
     assert train.main(["--resume", str(halves)]) == 0
     a, b = (load_checkpoint(f / "last.pt") for f in (whole, halves))
     for key in ("model", "ema"):
         assert all(torch.equal(a[key][k], b[key][k]) for k in a[key])
-    assert a["best_iou"] == b["best_iou"] and a["scheduler"] == b["scheduler"] and torch.equal(a["rng"], b["rng"])
+    assert (a["best_iou"] == b["best_iou"] and a["scheduler"] == b["scheduler"]
+            and torch.equal(a["rng"], b["rng"]))
     for k, state in a["optimizer"]["state"].items():
         assert all(torch.equal(state[n], b["optimizer"]["state"][k][n]) for n in state)
-    strip = [[{k: v for k, v in r.items() if k != "samples_per_s"} for r in read_log(f)] for f in (whole, halves)]
+    strip = [[{k: v for k, v in r.items() if k != "samples_per_s"} for r in read_log(f)]
+             for f in (whole, halves)]
     assert str(strip[0]) == str(strip[1])                             # str: NaN equals NaN
 
 
 def test_init_takes_the_architecture_and_a_gentler_rate(tmp_path, photos, logos):
     save_checkpoint(pack(build("fpn", "resnet18")), tmp_path / "start.pt")
     out = tmp_path / "run"
-    assert train.main(flags(out, photos, logos, "--init", str(tmp_path / "start.pt"), "--amp", "off", "--seed", "3")) == 0
+    assert train.main(flags(out, photos, logos, "--init", str(tmp_path / "start.pt"), "--amp", "off",
+                            "--seed", "3")) == 0
     last = load_checkpoint(out / "last.pt")
     assert (last["arch"], last["encoder"], last["args"]["seed"]) == ("fpn", "resnet18", 3)
     assert max(r["lr"] for r in read_log(out) if "lr" in r) <= 5e-4
@@ -146,8 +151,8 @@ def test_arch_encoder_lr_and_compile_reach_the_run(tmp_path, photos, logos, monk
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or net)
     out = tmp_path / "run"
-    assert train.main(flags(out, photos, logos, "--arch", "linknet", "--encoder", "resnet18", "--lr", "1e-3", "--compile",
-                            "--amp", "bf16")) == 0
+    assert train.main(flags(out, photos, logos, "--arch", "linknet", "--encoder", "resnet18", "--lr", "1e-3",
+                            "--compile", "--amp", "bf16")) == 0
     assert compiled and load_checkpoint(out / "last.pt")["arch"] == "linknet"
     assert max(r["lr"] for r in read_log(out) if "lr" in r) <= 1e-3
 
@@ -156,16 +161,18 @@ def test_without_photos_or_hub_it_trains_all_the_same(tmp_path, logos, monkeypat
     def unreachable(*args):
         raise ConnectionError("no weights; --encoder-weights none trains without them")
     monkeypatch.setattr("model.download_encoder", unreachable)
-    common = ["--out", str(tmp_path / "run"), "--size", "32", "--batch-size", "2", "--steps", "1", "--workers", "0"]
+    common = ["--out", str(tmp_path / "run"), "--size", "32", "--batch-size", "2", "--steps", "1",
+              "--workers", "0"]
     assert train.main(common) == 0
     err = capsys.readouterr().err
     assert "backgrounds are generated" in err and "random weights" in err
     assert load_checkpoint(tmp_path / "run" / "last.pt")["args"]["encoder_weights"] == "none"
     common[1] = str(tmp_path / "other")
-    assert train.main([*common, "--encoder-weights", "imagenet"]) == 2             # asked for by name: no surprise
+    assert train.main([*common, "--encoder-weights", "imagenet"]) == 2    # asked for by name: no surprise
 
 
-def test_an_infinite_loss_stops_with_a_sentence_and_keeps_the_checkpoint(tmp_path, photos, logos, monkeypatch, capsys):
+def test_an_infinite_loss_stops_with_a_sentence_and_keeps_the_checkpoint(
+        tmp_path, photos, logos, monkeypatch, capsys):
     real, calls = train.loss_parts, []
 
     def explodes(logits, mask):
@@ -178,8 +185,8 @@ def test_an_infinite_loss_stops_with_a_sentence_and_keeps_the_checkpoint(tmp_pat
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
 
 
-@pytest.mark.parametrize("more", [["--steps", "0"], ["--images", "nowhere"], ["--device", "tpu9"], ["--init", "none.pt"],
-                                  ["--arch", "unett"], ["--resume", "nowhere"]])
+@pytest.mark.parametrize("more", [["--steps", "0"], ["--images", "nowhere"], ["--device", "tpu9"],
+                                  ["--init", "none.pt"], ["--arch", "unett"], ["--resume", "nowhere"]])
 def test_a_users_mistake_is_one_sentence_and_exit_2(more, tmp_path, photos, logos, capsys):
     assert train.main(flags(tmp_path / "run", photos, logos, *more)) == 2
     err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("cpu: ")]
@@ -189,8 +196,10 @@ def test_a_users_mistake_is_one_sentence_and_exit_2(more, tmp_path, photos, logo
 
 def test_sigterm_saves_and_the_run_goes_on(tmp_path, photos, logos):
     out = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train.py"), *flags(out, photos, logos, "--steps", "100000", "--eval-every", "99999")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, str(ROOT / "train.py"),
+               *flags(out, photos, logos, "--steps", "100000", "--eval-every", "99999")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 90
     while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text():
         assert process.poll() is None and time.monotonic() < deadline
@@ -205,6 +214,7 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, photos, logos):
 @pytest.mark.parametrize("script", ["synth", "model", "train", "predict", "eval"])
 def test_help_needs_nothing(script, tmp_path):
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, str(ROOT / f"{script}.py"), "-h"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(ROOT / f"{script}.py"), "-h"], cwd=tmp_path, env=env,
+                          capture_output=True, text=True)
     assert done.returncode == 0 and "usage:" in done.stdout and not done.stderr
     assert not list(tmp_path.iterdir())
