@@ -1,15 +1,15 @@
 """Score a model: IoU, F1, precision, recall and false alarms, with the conventions beside the numbers.
 
-    python eval.py                                              # released weights, generated backgrounds, logos/
-    python eval.py --images photos/ --logos logos/              # the held-out share of your own files
-    python eval.py data/CLWD/test                               # a published test set (see LAYOUTS)
+    python eval.py                                          # released weights, generated backgrounds, logos/
+    python eval.py --images photos/ --logos logos/          # the held-out share of your own files
+    python eval.py data/CLWD/test                           # a published test set (see LAYOUTS)
     python eval.py --weights runs/x/best.pt --recipe default --n 50 --worst 24 --plot breakdown.png
-    python eval.py --compare runs/a/best.pt runs/b/best.pt      # is B better, or only luckier?
-    python eval.py --weights runs/x/best.pt --tune              # find the best threshold, keep it in the file
-    torchrun --nproc-per-node 8 -- eval.py --n 10000            # many GPUs; `--` keeps --n from torchrun
+    python eval.py --compare runs/a/best.pt runs/b/best.pt  # is B better, or only luckier?
+    python eval.py --weights runs/x/best.pt --tune          # find the best threshold, keep it in the file
+    torchrun --nproc-per-node 8 -- eval.py --n 10000        # many GPUs; `--` keeps --n from torchrun
 
-Read top to bottom: metrics, test sets, scoring, tables, drawings, command line. Pictures pass the network one at a
-time and sample i is a pure function of (seed, i), so batches, workers and ranks cannot change a number.
+Read top to bottom: metrics, test sets, scoring, tables, drawings, command line. Pictures pass the network one
+at a time and sample i is a pure function of (seed, i), so batches, workers and ranks cannot change a number.
 """
 import argparse
 import csv
@@ -28,29 +28,30 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from model import (WEIGHTS, default_dilation, dilate, first_line, load_checkpoint, load_image, load_model, pick_device,
-                   predict_prob, save_checkpoint)
+from model import (WEIGHTS, default_dilation, first_line, load_checkpoint, load_image, load_model,
+                   pick_device, predict_prob, save_checkpoint, to_mask)
 from synth import MASK_ALPHA, PHOTO_TYPES, RECIPES, Synth, generate_background, read_photo
 
-CLEAN_SHARE = 0.001        # a clean picture counts as a false alarm when more than this share of its pixels is marked
+CLEAN_SHARE = 0.001        # a clean picture with more than this share of its pixels marked is a false alarm
 BOOTSTRAP = 1000           # resamples behind a 95 % interval
 VALIDATION_SEED = 1        # train.py chooses best.pt on these samples, --tune the threshold
 TEST_SEED = 2              # tables are made of these: the same held-out files, other samples
 THRESHOLDS = [k / 20 for k in range(1, 20)]
-DILATIONS = (0, 1, 3, 5, 10)                      # MorphoMod's radii in pixels; predict.py's own stands beside them
-PAPER_SIZE = 256           # pixels; SLBR, DENet and others squash image (bilinear) and mask (nearest) to this square
+DILATIONS = (0, 1, 3, 5, 10)                      # MorphoMod's radii in pixels; predict.py's own beside them
+PAPER_SIZE = 256           # pixels; SLBR, DENet, ... squash to this square: image bilinear, mask nearest
 WORST = Path("worst.png")
 CURVE = "precision recall dataset_iou iou false_alarm_rate"       # columns of the threshold curve
 RULES = {"default": f"alpha > {MASK_ALPHA:g}", "reference": "alpha > 0", "clwd": "sum abs(J-I) > 15/255",
          "logo-l": "alpha > 0", "logo-h": "alpha > 0", "logo-gray": "alpha > 0"}
-PUBLISHED = {"reference": ".385 / -, a fork's run", "logo-l": ".696 / .788, DENet", "logo-h": ".797 / .874, DENet",
-             "logo-gray": ".743 / .828, DENet"}
+PUBLISHED = {"reference": ".385 / -, a fork's run", "logo-l": ".696 / .788, DENet",
+             "logo-h": ".797 / .874, DENet", "logo-gray": ".743 / .828, DENet"}
 DEFINITIONS = f"""\
 IoU, F1: mean over the pictures that have a mark (a miss is 0), [95 % bootstrap interval over pictures].
 Dataset IoU and F1, precision, recall: from the pixels of all pictures of the line together.
-False alarm rate: share of the clean pictures with more than {CLEAN_SHARE:.1%} of their pixels marked. Clean pictures
-are in no mean of IoU or F1 (SLBR counts them 0, smp and Pytorch-UNet 1).
-Mask rule: where the truth is 1; scores under different rules do not compare. Published: IoU / F1, * another test set."""
+False alarm rate: share of the clean pictures with more than {CLEAN_SHARE:.1%} of their pixels marked. Clean
+pictures are in no mean of IoU or F1 (SLBR counts them 0, smp and Pytorch-UNet 1).
+Mask rule: where the truth is 1; scores under different rules do not compare.
+Published: IoU / F1, * another test set."""
 
 
 # ---------------------------------------------------------------- metrics
@@ -64,7 +65,7 @@ def count(mask: np.ndarray, truth: np.ndarray) -> dict[str, int]:
 
 
 def ratios(counts: dict) -> dict[str, float]:
-    """Of one picture's counts, or of a sum of them. NaN where the truth is empty, or there is nothing to divide."""
+    """Of one picture's counts, or of a sum. NaN where the truth is empty, or there is nothing to divide."""
     tp, fp, fn = (counts[k] for k in ("tp", "fp", "fn"))
     parts = {"iou": (tp, tp + fp + fn), "f1": (2 * tp, 2 * tp + fp + fn), "precision": (tp, tp + fp),
              "recall": (tp, tp + fn), "excess_per_mark": (fp, tp + fn)}
@@ -84,7 +85,7 @@ def mean(values: list) -> float:
 
 
 def interval(values: list) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean; always the same resamples, so that a number can be reproduced."""
+    """95 % percentile bootstrap of the mean; always the same resamples, so a number can be reproduced."""
     if not values:
         return float("nan"), float("nan")
     rng, values = np.random.default_rng(0), np.asarray(values, float)
@@ -96,7 +97,7 @@ def interval(values: list) -> tuple[float, float]:
 def summarise(rows: list[dict]) -> dict[str, float]:
     """Counts of many pictures -> the metrics, as DEFINITIONS has them. NaN where there is nothing to divide.
 
-    excess: what is marked outside the truth, as a share of the picture (mean) and of the truth (all pixels together).
+    excess: what is marked outside the truth, as a share of the picture (mean) and of the truth (dataset).
     """
     marked, clean = [r for r in rows if is_marked(r)], [r for r in rows if not is_marked(r)]
     dataset = ratios({k: sum(r[k] for r in rows) for k in ("tp", "fp", "fn")})
@@ -104,8 +105,9 @@ def summarise(rows: list[dict]) -> dict[str, float]:
     for name in ("iou", "f1"):
         values = [ratios(r)[name] for r in marked]
         summary[name], (summary[f"{name}_low"], summary[f"{name}_high"]) = mean(values), interval(values)
-    return summary | {"dataset_iou": dataset["iou"], "dataset_f1": dataset["f1"], "precision": dataset["precision"],
-                      "recall": dataset["recall"], "excess_per_picture": mean([r["fp"] / r["pixels"] for r in marked]),
+    return summary | {"dataset_iou": dataset["iou"], "dataset_f1": dataset["f1"],
+                      "precision": dataset["precision"], "recall": dataset["recall"],
+                      "excess_per_picture": mean([r["fp"] / r["pixels"] for r in marked]),
                       "excess_per_mark": dataset["excess_per_mark"],
                       "false_alarm_rate": mean([is_false_alarm(r) for r in clean])}
 
@@ -124,19 +126,20 @@ def best_threshold(curve: dict[float, dict]) -> float:
 
 
 def summarise_dilation(rows: list[dict]) -> dict[str, dict]:
-    """radius -> metrics: what an inpainting tool asks is recall (is every marked pixel covered?) and excess."""
+    """radius -> metrics. An inpainting tool asks for recall (is every marked pixel covered?) and excess."""
     marked = [r for r in rows if is_marked(r)]
-    return {str(d): summarise([r["dilated"][k] for r in marked]) for k, d in enumerate((*DILATIONS, "default"))}
+    return {str(d): summarise([r["dilated"][k] for r in marked])
+            for k, d in enumerate((*DILATIONS, "default"))}
 
 
-BINS = {"opacity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1), "size": (0, 0.5, 1, 2, 5, 10, 20, 100), "kind": None,
-        "blend": None, "jpeg": (0, 50, 70, 85, 100)}
-KINDS = {"lockup": "logo", "lines": "text", "credit": "text", "stamp": "text", "band": "text", "tiles": "tiled",
-         "lattice": "tiled", "strokes": "line"}
+BINS = {"opacity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1), "size": (0, 0.5, 1, 2, 5, 10, 20, 100),
+        "kind": None, "blend": None, "jpeg": (0, 50, 70, 85, 100)}
+KINDS = {"lockup": "logo", "lines": "text", "credit": "text", "stamp": "text", "band": "text",
+         "tiles": "tiled", "lattice": "tiled", "strokes": "line"}
 
 
 def traits(row: dict) -> dict:
-    """What a picture is sorted by, None where it cannot be: its mark if it has exactly one, size in %, last JPEG."""
+    """What a picture is sorted by, None where it cannot be: its mark if exactly one, size in %, last JPEG."""
     marks, jpeg = row["meta"].get("marks", []), row["meta"].get("jpeg", 0)
     one = marks[0] if len(marks) == 1 else {}
     return {"opacity": one.get("opacity"), "size": 100 * (row["tp"] + row["fn"]) / row["pixels"],
@@ -163,8 +166,8 @@ def compare(rows_a: list[dict], rows_b: list[dict]) -> dict:
     a, b = summarise(rows_a), summarise(rows_b)
     differences = [ratios(y)["iou"] - ratios(x)["iou"] for x, y in zip(rows_a, rows_b) if is_marked(x)]
     low, high = interval(differences)
-    return {"n_marked": len(differences), "iou_A": a["iou"], "iou_B": b["iou"], "B_minus_A": mean(differences),
-            "B_minus_A_low": low, "B_minus_A_high": high,
+    return {"n_marked": len(differences), "iou_A": a["iou"], "iou_B": b["iou"],
+            "B_minus_A": mean(differences), "B_minus_A_low": low, "B_minus_A_high": high,
             "better": "B" if low > 0 else "A" if high < 0 else "not shown" if differences else "-",
             "A_false_alarm_rate": a["false_alarm_rate"], "B_false_alarm_rate": b["false_alarm_rate"]}
 
@@ -172,9 +175,9 @@ def compare(rows_a: list[dict], rows_b: list[dict]) -> dict:
 # ---------------------------------------------------------------- test sets
 
 class Pictures(Dataset):
-    """A test set. make(i) -> image (H, W, 3) uint8 RGB, truth (H, W) uint8 {0, 1}, meta with `name` and `notes`.
+    """A test set. make(i) -> image (H, W, 3) uint8 RGB, truth (H, W) uint8 {0, 1}, meta with `name`, `notes`.
 
-    Image and truth are None where a picture must be skipped. make is a partial of a function below: it can be pickled.
+    Image and truth are None where a picture is skipped. make is a partial of a function below: picklable.
     """
 
     def __init__(self, name: str, rule: str, n: int, make, published: str = ""):
@@ -214,8 +217,8 @@ def synthetic_sets(images: Path | None, logos: Path, recipe: str | None, n: int,
     return sets
 
 
-# data set, folder of images, folder of masks, what else tells it, value (of 255) above which a mask file marks;
-# the first that fits: CLWD has Alpha/ too, and LVW nothing of its own
+# data set, folder of images, folder of masks, what else tells it, value (of 255) above which a mask file
+# marks; the first that fits: CLWD has Alpha/ too, and LVW nothing of its own
 LAYOUTS = (("CLWD", "Watermarked_image", "Mask", "Mask", 25.5),
            ("PRWD", "Watermarked_image", "alpha", "alpha", 1),
            ("ILAW", "watermarked", "alpha", "alpha", 1),
@@ -233,7 +236,8 @@ def folder_sets(folder: Path) -> list[Pictures]:
             break
     else:
         known = ", ".join(f"{name}: {images}/ {masks}/" for name, images, masks, *_ in LAYOUTS)
-        raise ValueError(f"{folder} has no layout that is known here ({known}); name the folder of a split, like test/")
+        raise ValueError(f"{folder} has no layout that is known here ({known}); "
+                         "name the folder of a split, like test/")
     pairs = {}                                    # stem -> its images, its masks, how it was made
     for k, part in enumerate((images, masks)):
         for path in sorted((folder / part).iterdir()):
@@ -283,14 +287,9 @@ def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
 
 # ---------------------------------------------------------------- scoring
 
-def find_mask(prob: np.ndarray, threshold: float, radius: int) -> np.ndarray:
-    """(H, W) float32 -> (H, W) uint8 {0, 255}: what predict.py writes."""
-    return dilate((prob >= threshold).astype(np.uint8), radius)
-
-
 def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, world: int = 1) -> list[dict]:
-    """A row for every picture, in order: meta, and unless it was skipped the counts of its mask dilated by radius, and
-    under `curve` and `dilated` those at THRESHOLDS and DILATIONS.
+    """A row for every picture, in order: meta, and unless it was skipped the counts of its mask dilated by
+    radius, and under `curve` and `dilated` those at THRESHOLDS and DILATIONS.
 
     Pictures are made in workers beside the network. Rank r scores every world-th; all ranks return all rows.
     """
@@ -305,9 +304,9 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
         if image is not None:
             prob = predict_prob(net, image)                                       # (H, W) float32
             radii = (*DILATIONS, default_dilation(*truth.shape))
-            rows[-1] |= count(find_mask(prob, net.threshold, radius), truth)
+            rows[-1] |= count(to_mask(prob, net.threshold, radius), truth)
             rows[-1]["curve"] = [count(prob >= t, truth) for t in THRESHOLDS]
-            rows[-1]["dilated"] = [count(find_mask(prob, net.threshold, d), truth) for d in radii]
+            rows[-1]["dilated"] = [count(to_mask(prob, net.threshold, d), truth) for d in radii]
     net.train(was)
     if world > 1:
         parts = [None] * world
@@ -349,16 +348,18 @@ def print_table(title: str, table: dict, columns: str) -> None:
 
 def print_report(report: dict) -> None:
     first = next(iter(report["sets"]))
-    print_table("test set", report["sets"], "n_marked iou f1 dataset_iou dataset_f1 precision recall false_alarm_rate "
-                "n_clean mask_rule published")
+    print_table("test set", report["sets"], "n_marked iou f1 dataset_iou dataset_f1 precision recall "
+                "false_alarm_rate n_clean mask_rule published")
     print(DEFINITIONS)
-    print(f"\nOf {first}: by what matters. Opacity, kind and blend are of pictures with exactly one mark; size is "
-          "the truth in %\nof the picture, jpeg its last quality.")
+    print(f"\nOf {first}: by what matters. Opacity, kind and blend are of pictures with exactly one mark;\n"
+          "size is the truth in % of the picture, jpeg its last quality.")
     print_table("pictures", report["breakdown"], "n_marked iou recall precision")
-    print(f"Of {first}: dilation in pixels (default: predict.py's, which grows with the picture), pictures with a "
-          "mark only.\nExcess: what is marked outside the truth, as a share of the picture, and of the mark.")
+    print(f"Of {first}, marked pictures only: dilation in pixels "
+          "(default: predict.py's, which grows with the picture).\n"
+          "Excess: what is marked outside the truth, as a share of the picture, and of the mark.")
     print_table("dilate", report["dilation"], "recall excess_per_picture excess_per_mark")
-    print(f"Of {first}: the plain mask at other thresholds. To choose one is --tune's work, on validation samples.")
+    print(f"Of {first}: the plain mask at other thresholds. "
+          "To choose one is --tune's work, on validation samples.")
     print_table("threshold", report["curve"], CURVE)
 
 
@@ -380,7 +381,8 @@ def draw_worst(net: nn.Module, pictures: Pictures, rows: list[dict], n: int, rad
     Two columns of image, truth, prediction; wrongly marked pixels are red.
     """
     def quality(row: dict) -> tuple:
-        return ratios(row)["iou"] if is_marked(row) else float(not is_false_alarm(row)), -row["fp"] - row["fn"]
+        return (ratios(row)["iou"] if is_marked(row) else float(not is_false_alarm(row)),
+                -row["fp"] - row["fn"])
 
     worst, cell = sorted(rows, key=quality)[:n], 256              # pixels
     sheet = Image.new("RGB", (6 * cell, -(-len(worst) // 2) * (cell + 16)), "white")
@@ -388,7 +390,7 @@ def draw_worst(net: nn.Module, pictures: Pictures, rows: list[dict], n: int, rad
     for k, row in enumerate(worst):
         x, y = k % 2 * 3 * cell, k // 2 * (cell + 16)
         image, truth, meta = pictures[row["index"]]
-        mask = find_mask(predict_prob(net, image), net.threshold, radius)
+        mask = to_mask(predict_prob(net, image), net.threshold, radius)
         prediction = np.repeat(mask[..., None], 3, axis=2)                        # (H, W, 3)
         prediction[(mask > 0) & (truth == 0)] = 230, 60, 40
         for j, picture in enumerate((image, np.repeat(truth[..., None] * 255, 3, axis=2), prediction)):
@@ -422,46 +424,61 @@ def draw_breakdown(table: dict[str, dict]) -> Image.Image:
         draw.rectangle((left, y - 6, end, y + 6), (90, 135, 195))
         draw.line((low, y, high, y), (20, 30, 50), 2)
         draw.text((left - 8, y), name, "black", font, anchor="rm")
-        draw.text((left + scale + 10, y), f"{values['iou']:.3f}  (n {values['n_marked']})", "black", font, anchor="lm")
+        draw.text((left + scale + 10, y), f"{values['iou']:.3f}  (n {values['n_marked']})",
+                  "black", font, anchor="lm")
     return picture
 
 
 # ---------------------------------------------------------------- command line
 
 def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     # on what
-    parser.add_argument("folder", nargs="?", type=Path, help="a data set's split on disk (default: held-out samples)")
-    parser.add_argument("--images", type=Path, help="photos; the held-out share (default: generated backgrounds)")
+    parser.add_argument("folder", nargs="?", type=Path,
+                        help="a data set's split on disk (default: held-out samples)")
+    parser.add_argument("--images", type=Path,
+                        help="photos; the held-out share (default: generated backgrounds)")
     parser.add_argument("--logos", type=Path, default=Path(__file__).parent / "logos",
                         help="logos and fonts; the held-out share (default: %(default)s)")
     parser.add_argument("--recipe", choices=RECIPES, help="only this one (default: all)")
     parser.add_argument("--n", type=int, default=200,
                         help="samples of each recipe; lower it if you cannot wait (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=TEST_SEED,
-                        help=f"other samples; {VALIDATION_SEED} is validation, no test (default: %(default)s)")
+                        help=f"other samples; {VALIDATION_SEED} is validation, no test "
+                             "(default: %(default)s)")
     # which masks
     parser.add_argument("--weights", type=Path, default=WEIGHTS,
                         help="best.pt, last.pt or a release (default: %(default)s)")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two weights on the same pictures")
-    parser.add_argument("--threshold", type=float, help="probability that marks a pixel (default: the weights' own)")
-    parser.add_argument("--dilate", type=int, default=0, help="radius in pixels, before scoring (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"),
+                        help="two weights on the same pictures")
+    parser.add_argument("--threshold", type=float,
+                        help="probability that marks a pixel (default: the weights' own)")
+    parser.add_argument("--dilate", type=int, default=0,
+                        help="radius in pixels, before scoring (default: %(default)s)")
+    parser.add_argument("--device", default="auto",
+                        help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
     # what else is done
     parser.add_argument("--tune", action="store_true",
-                        help="no table: store the threshold of the best IoU on validation samples in --weights")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="what the tables say, and all names of odd files")
+                        help="no table: store the threshold of the best IoU on validation samples "
+                             "in --weights")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="what the tables say, and all names of odd files")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="a line for every picture")
-    parser.add_argument("--worst", type=int, metavar="N", help=f"draw the N worst of the first line to {WORST}")
+    parser.add_argument("--worst", type=int, metavar="N",
+                        help=f"draw the N worst of the first line to {WORST}")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the breakdown (.png)")
     args = parser.parse_args(argv)
-    worst, threshold = (1 if args.worst is None else args.worst), (0.5 if args.threshold is None else args.threshold)
+    worst, threshold = (1 if args.worst is None else args.worst,
+                        0.5 if args.threshold is None else args.threshold)
     if min(args.n, worst) < 1 or args.dilate < 0 or not 0 < threshold < 1:
-        raise ValueError("--n and --worst must be at least 1, --dilate at least 0, --threshold between 0 and 1")
+        raise ValueError("--n and --worst must be at least 1, --dilate at least 0, "
+                         "--threshold between 0 and 1")
     if args.compare and (args.tune or args.csv or args.worst or args.plot):
         raise ValueError("--compare prints one table: it takes no --tune, --csv, --worst or --plot")
     if args.tune and (args.folder or args.threshold):
-        raise ValueError("--tune finds the threshold on validation samples: it takes no folder and no --threshold")
+        raise ValueError("--tune finds the threshold on validation samples: "
+                         "it takes no folder and no --threshold")
     return args
 
 
@@ -472,7 +489,8 @@ def report_notes(rows: list[dict]) -> dict[str, list[str]]:
         for note in meta["notes"]:
             notes.setdefault(note, []).append(meta["name"])
     for note, names in notes.items():
-        print(f"{note}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})", file=sys.stderr)
+        print(f"{note}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})",
+              file=sys.stderr)
     return notes
 
 
@@ -490,8 +508,8 @@ def run(args: argparse.Namespace, rank: int, world: int) -> int:
     if rank == 0:
         print(f"{device}: {why}", file=sys.stderr)
         if not args.images and not args.folder:
-            print(f"no --images: generated backgrounds with the held-out part of {args.logos}; photos are the test",
-                  file=sys.stderr)
+            print(f"no --images: generated backgrounds with the held-out part of {args.logos}; "
+                  "photos are the test", file=sys.stderr)
     results = [[score(net, pictures, args.dilate, rank, world) for pictures in sets] for net in nets]
     if rank:
         return 0
@@ -513,11 +531,13 @@ def run(args: argparse.Namespace, rank: int, world: int) -> int:
         report["comparison"] = {s.name: compare(a, b) for s, a, b in zip(sets, *results)}
         print_table("test set", report["comparison"],
                     "n_marked iou_A iou_B B_minus_A better A_false_alarm_rate B_false_alarm_rate")
-        print("Mean IoU on the same pictures, [95 % paired bootstrap interval]; better: whose side of 0 it lies on.")
+        print("Mean IoU on the same pictures, [95 % paired bootstrap interval]; "
+              "better: whose side of 0 it lies on.")
     else:
         report |= {"sets": {s.name: summarise(part) | {"mask_rule": s.rule, "published": s.published}
                             for s, part in zip(sets, results[0])},
-                   "breakdown": breakdown(rows), "dilation": summarise_dilation(rows), "curve": summarise_curve(rows)}
+                   "breakdown": breakdown(rows), "dilation": summarise_dilation(rows),
+                   "curve": summarise_curve(rows)}
         print_report(report)
     if args.json:                                 # NaN is no JSON
         plain = json.loads(json.dumps(report, default=str), parse_constant=lambda _: None)

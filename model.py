@@ -269,6 +269,12 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     return marked.astype(np.uint8) * 255
 
 
+def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None) -> np.ndarray:
+    """(H, W) probabilities -> (H, W) uint8 {0, 255}, dilated by radius; None lets it grow with the picture."""
+    marked = (prob >= threshold).astype(np.uint8)
+    return dilate(marked, default_dilation(*prob.shape) if radius is None else radius)
+
+
 def default_dilation(H: int, W: int) -> int:
     """Radius in pixels that grows with the picture: 3 at 512."""
     return max(1, round(DILATE * max(H, W)))

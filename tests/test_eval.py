@@ -22,7 +22,7 @@ from synth import RECIPES, Synth
 
 
 class White(nn.Module):
-    """Marks what is nearly white: right on the black and white pictures below. `below` blinds it to their lower part."""
+    """Marks what is nearly white: right on the black and white pictures below. Blind from row `rows` on."""
 
     def __init__(self, rows=10_000, prob=0.9):
         super().__init__()
@@ -51,7 +51,8 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def stub(monkeypatch):
     """good.pt finds all, any other file misses what is below row 10."""
-    monkeypatch.setattr(ev, "load_model", lambda path, device: White() if Path(path).name == "good.pt" else White(10))
+    monkeypatch.setattr(ev, "load_model",
+                        lambda path, device: White() if Path(path).name == "good.pt" else White(10))
 
 
 @pytest.fixture
@@ -78,7 +79,8 @@ def test_hand_computed_two_by_two():
     mask, truth = np.array([[1, 1], [0, 0]]), np.array([[1, 0], [255, 0]])
     counts = ev.count(mask, truth)
     assert counts == {"tp": 1, "fp": 1, "fn": 1, "pixels": 4}
-    assert ev.ratios(counts) == {"iou": 1 / 3, "f1": 1 / 2, "precision": 1 / 2, "recall": 1 / 2, "excess_per_mark": 1 / 2}
+    assert ev.ratios(counts) == {"iou": 1 / 3, "f1": 1 / 2, "precision": 1 / 2, "recall": 1 / 2,
+                                 "excess_per_mark": 1 / 2}
     other = ev.count(np.ones((2, 2)), np.array([[0, 0], [0, 1]]))                 # IoU 1/4, F1 2/5
     s = ev.summarise([counts, other])
     assert s["iou"] == pytest.approx((1 / 3 + 1 / 4) / 2) and s["f1"] == pytest.approx((1 / 2 + 2 / 5) / 2)
@@ -94,10 +96,11 @@ def test_empty_masks():
     something[0, :5] = 1
     clean, missed = ev.count(nothing, nothing), ev.count(nothing, something)
     assert np.isnan(ev.summarise([clean])["iou"]) and ev.summarise([clean])["false_alarm_rate"] == 0
-    assert ev.summarise([clean, missed])["iou"] == 0                   # a miss is 0, a clean picture is in no mean
+    assert ev.summarise([clean, missed])["iou"] == 0                   # a miss is 0, clean ones do not count
     assert np.isnan(ev.summarise([missed])["precision"]) and ev.summarise([missed])["recall"] == 0
     two, three = row(fp=2, pixels=2000), row(fp=3, pixels=2000)        # .001 is allowed, more is not
-    assert ev.summarise([two])["false_alarm_rate"] == 0 and ev.summarise([two, three])["false_alarm_rate"] == 0.5
+    assert (ev.summarise([two])["false_alarm_rate"] == 0
+            and ev.summarise([two, three])["false_alarm_rate"] == 0.5)
     assert np.isnan(ev.summarise([three])["dataset_iou"])
     assert all(np.isnan(v) for k, v in ev.summarise([]).items() if not k.startswith("n_"))
 
@@ -135,7 +138,7 @@ def test_interval_is_reproducible_and_covers(monkeypatch):
     values = list(np.random.default_rng(1).random(200))
     low, high = ev.interval(values)
     assert (low, high) == ev.interval(values) and low < np.mean(values) < high
-    assert high - low == pytest.approx(2 * 1.96 * np.std(values) / 200 ** 0.5, rel=0.15)       # the normal theory's width
+    assert high - low == pytest.approx(2 * 1.96 * np.std(values) / 200 ** 0.5, rel=0.15)  # the normal theory
     assert ev.interval([0.5]) == (0.5, 0.5) and np.isnan(ev.interval([])[0])
 
 
@@ -153,15 +156,16 @@ def test_best_threshold_is_of_the_per_image_iou_and_nearest_to_a_half_of_equals(
 
 def test_breakdown_takes_marks_only_where_there_is_exactly_one():
     one = {"opacity": 0.2, "kind": "credit", "blend": "normal"}
-    rows = [row(1, 0, 1, marks=[one], jpeg=None), row(4, 0, 0, marks=[one, one], jpeg=60), row(fp=9, marks=[], jpeg=60),
+    rows = [row(1, 0, 1, marks=[one], jpeg=None), row(4, 0, 0, marks=[one, one], jpeg=60),
+            row(fp=9, marks=[], jpeg=60),
             row(1, 0, 0, marks=[one | {"opacity": 1.0, "kind": "lattice"}], jpeg=95)]
     table = ev.breakdown(rows)
     assert {name: s["n_marked"] for name, s in table.items()} == {
-        "opacity/0.2-0.3": 1, "opacity/0.8-1": 1, "size/1-2": 1, "size/2-5": 2, "kind/text": 1, "kind/tiled": 1,
-        "blend/normal": 2, "jpeg/none": 1, "jpeg/50-70": 1, "jpeg/85-100": 1}
+        "opacity/0.2-0.3": 1, "opacity/0.8-1": 1, "size/1-2": 1, "size/2-5": 2, "kind/text": 1,
+        "kind/tiled": 1, "blend/normal": 2, "jpeg/none": 1, "jpeg/50-70": 1, "jpeg/85-100": 1}
     assert list(table)[:4] == ["opacity/0.2-0.3", "opacity/0.8-1", "size/1-2", "size/2-5"]
     assert table["opacity/0.2-0.3"]["iou"] == 0.5 and all(s["n_clean"] == 0 for s in table.values())
-    assert list(ev.breakdown([row(1)])) == ["size/1-2"]                # a data set that does not say how it was made
+    assert list(ev.breakdown([row(1)])) == ["size/1-2"]                # a data set without meta.jsonl
 
 
 def test_every_kind_of_synth_has_a_name_here(logos):
@@ -173,8 +177,10 @@ def test_compare_is_paired():
     a = [row(50 + i % 9, 0, 50 - i % 9, pixels=1000) for i in range(40)] + [row(fp=9, pixels=100)]
     b = [r | {"tp": r["tp"] + 5, "fn": r["fn"] - 5} for r in a[:40]] + [row(pixels=100)]
     same, better, worse = ev.compare(a, a), ev.compare(a, b), ev.compare(b, a)
-    assert (same["B_minus_A"], same["B_minus_A_low"], same["B_minus_A_high"]) == (0, 0, 0) and same["better"] == "not shown"
-    assert better["B_minus_A"] == pytest.approx(0.05) and better["B_minus_A_low"] > 0.049 and better["better"] == "B"
+    assert ((same["B_minus_A"], same["B_minus_A_low"], same["B_minus_A_high"]) == (0, 0, 0)
+            and same["better"] == "not shown")
+    assert (better["B_minus_A"] == pytest.approx(0.05) and better["B_minus_A_low"] > 0.049
+            and better["better"] == "B")
     assert worse["better"] == "A" and worse["B_minus_A_high"] < 0 and better["n_marked"] == 40
     assert (better["A_false_alarm_rate"], better["B_false_alarm_rate"]) == (1, 0)
     assert ev.compare(a[40:], b[40:])["better"] == "-"
@@ -194,13 +200,14 @@ def test_rows_say_the_same_as_masks_made_one_by_one():
     for i, r in enumerate(rows):
         image, truth, _ = make_square(3, i)
         prob = ev.predict_prob(net, image)
-        assert {k: r[k] for k in ("tp", "fp", "fn", "pixels")} == ev.count(ev.find_mask(prob, 0.5, 2), truth)
+        assert {k: r[k] for k in ("tp", "fp", "fn", "pixels")} == ev.count(ev.to_mask(prob, 0.5, 2), truth)
         assert r["curve"][9] == r["dilated"][0] == ev.count(prob >= 0.5, truth)
         assert r["dilated"][2] == ev.count(ev.dilate(truth * (prob > 0.5), 3), truth)
-        assert r["dilated"][-1] == r["dilated"][1] and len(r["dilated"]) == 6    # the default at this size is 1 pixel
+        assert r["dilated"][-1] == r["dilated"][1] and len(r["dilated"]) == 6    # the default here is 1 pixel
     table = ev.summarise_dilation(rows)
     assert list(table) == ["0", "1", "3", "5", "10", "default"]
-    assert table["0"]["excess_per_picture"] == 0 and table["0"]["recall"] < table["3"]["recall"] < table["10"]["recall"]
+    assert (table["0"]["excess_per_picture"] == 0
+            and table["0"]["recall"] < table["3"]["recall"] < table["10"]["recall"])
     # one square, wholly found, grown by 1: its four sides are the excess
     alone = ev.summarise_dilation(rows[:1])["1"]
     assert alone["recall"] == 1 and alone["excess_per_mark"] == pytest.approx(2 * (12 + 20) / (12 * 20))
@@ -211,9 +218,9 @@ def test_the_mask_that_predict_writes_is_the_mask_that_is_scored(weights, photos
     from predict import predict_mask
     net, image = load_model(weights), ev.load_image(sorted((photos / "val").iterdir())[0])
     prob = ev.predict_prob(net, image)
-    threshold = float(np.quantile(prob, 0.8))                          # an untrained net: somewhere in between
+    threshold = float(np.quantile(prob, 0.8))                          # an untrained net: somewhere between
     for radius in (0, 3):
-        ours = ev.find_mask(prob, threshold, radius)
+        ours = ev.to_mask(prob, threshold, radius)
         assert 0 < ours.mean() < 255
         assert np.array_equal(ours, predict_mask(image, weights, threshold, radius, device="cpu"))
 
@@ -228,7 +235,8 @@ def test_batch_workers_and_ranks_change_nothing(weights, photos, logos, monkeypa
     assert [r["index"] for r in alone] == list(range(16))
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert ev.score(net, pictures) == alone                            # two workers
-    monkeypatch.setattr(ev.dist, "all_gather_object", lambda parts, rows: parts.__setitem__(slice(None), [rows, []]))
+    monkeypatch.setattr(ev.dist, "all_gather_object",
+                        lambda parts, rows: parts.__setitem__(slice(None), [rows, []]))
     parts = [ev.score(net, pictures, 0, rank, 2) for rank in (0, 1)]
     assert sorted(parts[0] + parts[1], key=lambda r: r["index"]) == alone
     # batches: metrics are of pictures, so only the network could tell them apart, and it does not
@@ -241,7 +249,8 @@ def test_batch_workers_and_ranks_change_nothing(weights, photos, logos, monkeypa
 def test_test_sets_can_be_sent_to_workers_started_afresh(photos, logos):
     for pictures in ev.synthetic_sets(photos, logos, None, 5, 2):
         image, truth, meta = pickle.loads(pickle.dumps(pictures))[1]
-        assert image.shape == (*truth.shape, 3) and image.dtype == truth.dtype == np.uint8 and set(meta) >= {"name", "notes"}
+        assert (image.shape == (*truth.shape, 3) and image.dtype == truth.dtype == np.uint8
+                and set(meta) >= {"name", "notes"})
 
 
 def test_held_out_files_only(photos, logos):
@@ -270,7 +279,8 @@ def test_layouts(name, images, masks, extra, suffix, value, rule, here, stub, ca
         cv2.imwrite(str(root / images / f"{i}{suffix}"), image)
         mask[0, 0] = {30: 25, 200: 127, 2: 1}[value]                   # one pixel just below the rule ...
         mask[mask == 255] = value                                      # ... and the mark above it
-        cv2.imwrite(str(root / masks / f"{i}.png"), np.repeat(mask[..., None], 3, 2) if name == "CLWD" else mask)
+        cv2.imwrite(str(root / masks / f"{i}.png"),
+                    np.repeat(mask[..., None], 3, 2) if name == "CLWD" else mask)
     if value == 200:
         cv2.imwrite(str(root / masks / "0.png"), next(squares())[1])
     assert ev.main([str(root), "--weights", "good.pt", "--json", "r.json"]) == 0
@@ -288,7 +298,7 @@ def test_our_exports(here, photos, logos, stub, capsys):
     assert ev.main(["set", "--weights", "good.pt", "--json", "r.json"]) == 0
     report = json.loads(Path("r.json").read_text())
     assert "read as ours" in capsys.readouterr().err
-    assert any(name.startswith("opacity/") for name in report["breakdown"])        # meta.jsonl says how they were made
+    assert any(name.startswith("opacity/") for name in report["breakdown"])        # known from meta.jsonl
     assert "mask is not binary" not in str(report["notes"])
 
 
@@ -314,15 +324,16 @@ def test_odd_files_are_named_counted_and_never_silently_dropped(here, stub, caps
     (here / "d/images/notes.txt").write_text("no picture, and not called one")
     assert ev.main(["d", "--weights", "good.pt", "--json", "r.json", "--csv", "r.csv", "--worst", "9"]) == 1
     report, err = json.loads(Path("r.json").read_text()), capsys.readouterr().err
-    assert {name for note, names in report["notes"].items() if note.startswith("skipped") for name in names} == {
-        "no-mask", "no-image", "size", "twice", "broken"}
+    assert {name for note, names in report["notes"].items() if note.startswith("skipped")
+            for name in names} == {"no-mask", "no-image", "size", "twice", "broken"}
     assert report["notes"]["mask is empty, scored as a clean picture"] == ["empty"]
     assert report["notes"]["mask is not binary, taken as > 127"] == ["grey"]
     assert "skipped, an image of 48x40 and a mask of 48x39 pixels: 1 (size)" in err
     assert "8 names" in err and "Traceback" not in err
     full = report["sets"]["full size"]
     assert (full["n_marked"], full["n_clean"], full["iou"], full["false_alarm_rate"]) == (2, 1, 1, 0)
-    assert [line["name"] for line in csv.DictReader(open("r.csv")) if line["set"] == "full size"] == ["empty", "good", "grey"]
+    assert [line["name"] for line in csv.DictReader(open("r.csv")) if line["set"] == "full size"] == [
+        "empty", "good", "grey"]
 
 
 def test_nothing_to_score(here, stub, capsys):
@@ -332,7 +343,8 @@ def test_nothing_to_score(here, stub, capsys):
     cv2.imwrite("d/images/a.png", np.zeros((9, 9, 3)))
     assert ev.main(["d"]) == 2
     err = capsys.readouterr().err
-    assert "skipped, 1 images and 0 masks of one name: 1 (a)" in err and "not one picture could be scored" in err
+    assert ("skipped, 1 images and 0 masks of one name: 1 (a)" in err
+            and "not one picture could be scored" in err)
 
 
 def test_logo_masks_of_another_size_are_resized_as_their_loaders_do(here, stub, capsys):
@@ -349,13 +361,15 @@ def test_logo_masks_of_another_size_are_resized_as_their_loaders_do(here, stub, 
 # ---------------------------------------------------------------- command line
 
 def test_default_table(here, photos, logos, stub, capsys):
-    argv = ["--images", str(photos), "--logos", str(logos), "--n", "4", "--weights", "good.pt", "--device", "cpu"]
+    argv = ["--images", str(photos), "--logos", str(logos), "--n", "4",
+            "--weights", "good.pt", "--device", "cpu"]
     assert ev.main(argv) == 0
     out, err = capsys.readouterr()
     for name in (*RECIPES, "clean photos"):
         assert sum(line.startswith(f"| {name} ") for line in out.splitlines()[:10]) == 1
     assert "| 10 " in next(line for line in out.splitlines() if line.startswith("| clean photos"))
-    assert ".696 / .788, DENet *" in out and "another test set" in out and "alpha > 0.08" in out and "sum abs(J-I)" in out
+    assert (".696 / .788, DENet *" in out and "another test set" in out
+            and "alpha > 0.08" in out and "sum abs(J-I)" in out)
     assert "Dataset IoU" in out and "excess per mark" in out and "| 0.95 " in out and "cpu: asked for" in err
     assert len({len(line) for line in out.splitlines()[1:10]}) == 1      # aligned
     assert ev.main(argv) == 0 and capsys.readouterr().out == out       # the same numbers again
@@ -371,8 +385,8 @@ def test_bare_checkout_says_what_it_runs_on(here, stub, capsys):
 
 def test_threshold_and_dilate(here, weights, photos, capsys):
     def run(*flags):
-        assert ev.main(["--images", str(photos), "--recipe", "default", "--n", "4", "--weights", str(weights), "--json", "r",
-                        *flags]) == 0
+        assert ev.main(["--images", str(photos), "--recipe", "default", "--n", "4",
+                        "--weights", str(weights), "--json", "r", *flags]) == 0
         return json.loads(Path("r").read_text())
     all_marked, none_marked = run("--threshold", "0.001"), run("--threshold", "0.999")
     assert all_marked["sets"]["default"]["recall"] == 1 and none_marked["sets"]["default"]["recall"] == 0
@@ -381,32 +395,35 @@ def test_threshold_and_dilate(here, weights, photos, capsys):
         all_marked["sets"]["clean photos"]
     some = [run("--threshold", "0.05", "--dilate", d) for d in ("0", "3")]
     assert some[0]["sets"]["default"]["recall"] < some[1]["sets"]["default"]["recall"]
-    assert some[0]["dilation"]["3"]["recall"] == some[1]["dilation"]["3"]["recall"] == some[1]["sets"]["default"]["recall"]
+    assert (some[0]["dilation"]["3"]["recall"] == some[1]["dilation"]["3"]["recall"]
+            == some[1]["sets"]["default"]["recall"])
     assert some[0]["curve"] == some[1]["curve"]
 
 
 def test_json_csv_worst_and_plot(here, photos, logos, stub, capsys):
-    argv = ["--images", str(photos), "--logos", str(logos), "--recipe", "default", "--n", "9", "--weights", "bad.pt",
-            "--json", "r.json", "--csv", "r.csv", "--worst", "5", "--plot", "p.png"]
+    argv = ["--images", str(photos), "--logos", str(logos), "--recipe", "default", "--n", "9",
+            "--weights", "bad.pt", "--json", "r.json", "--csv", "r.csv", "--worst", "5", "--plot", "p.png"]
     assert ev.main(argv) == 0
     assert capsys.readouterr().err.split()[-4:] == ["r.json", "r.csv", "p.png", "worst.png"]
     report, lines = json.loads(Path("r.json").read_text()), list(csv.DictReader(open("r.csv")))
     assert len(lines) == 9 + 10 and list(report["sets"]) == ["default", "clean photos"]
     ious = [float(line["iou"]) for line in lines if line["iou"] != "nan"]
     assert np.mean(ious) == pytest.approx(report["sets"]["default"]["iou"])
-    assert sum(int(line["tp"]) for line in lines) / sum(int(line["tp"]) + int(line["fn"]) for line in lines) == \
-        pytest.approx(report["sets"]["default"]["recall"])
+    assert (sum(int(line["tp"]) for line in lines)
+            / sum(int(line["tp"]) + int(line["fn"]) for line in lines)
+            == pytest.approx(report["sets"]["default"]["recall"]))
     assert set(lines[0]) >= {"set", "name", *ev.BINS}
     assert Image.open("worst.png").size == (6 * 256, 3 * (256 + 16)) and Image.open("p.png").width > 500
 
 
 def test_the_worst_come_first():
-    pictures = ev.Pictures("x", "-", 3, partial(make_square, 3))       # row 20 cuts the second, and most of the third
+    pictures = ev.Pictures("x", "-", 3, partial(make_square, 3))       # row 20 cuts the 2nd, most of the 3rd
     net = White(20)
     sheet = np.asarray(ev.draw_worst(net, pictures, ev.score(net, pictures), 2, 0))
     assert sheet.shape == (256 + 16, 6 * 256, 3)
     truths = [sheet[16:56, 256 + k * 768:256 + k * 768 + 48, 0] > 128 for k in (0, 1)]
-    assert np.array_equal(truths[0], make_square(3, 2)[1] > 0) and np.array_equal(truths[1], make_square(3, 1)[1] > 0)
+    assert (np.array_equal(truths[0], make_square(3, 2)[1] > 0)
+            and np.array_equal(truths[1], make_square(3, 1)[1] > 0))
     prediction = sheet[16:56, 512:512 + 48]
     assert np.array_equal(prediction[:20, :, 0] > 128, truths[0][:20]) and not prediction[20:].any()
 
@@ -418,11 +435,13 @@ def test_compare(here, stub, photos, logos, capsys):
         cv2.imwrite(f"d/images/{i}.png", image)
         cv2.imwrite(f"d/masks/{i}.png", mask)
     assert ev.main(["d", "--compare", "bad.pt", "good.pt", "--json", "r.json"]) == 0
-    assert ev.main(["--compare", "good.pt", "good.pt", "--n", "3", "--images", str(photos), "--json", "s.json"]) == 0
+    assert ev.main(["--compare", "good.pt", "good.pt", "--n", "3", "--images", str(photos),
+                    "--json", "s.json"]) == 0
     better, same = (json.loads(Path(p).read_text())["comparison"] for p in ("r.json", "s.json"))
     assert better["full size"]["better"] == "B" and better["full size"]["iou_B"] == 1
     assert list(same) == [*RECIPES, "clean photos"]
-    assert all(s["B_minus_A"] == s["B_minus_A_low"] == s["B_minus_A_high"] == 0 for n, s in same.items() if n in RECIPES)
+    assert all(s["B_minus_A"] == s["B_minus_A_low"] == s["B_minus_A_high"] == 0
+               for n, s in same.items() if n in RECIPES)
     assert "paired bootstrap" in capsys.readouterr().out
 
 
@@ -430,12 +449,14 @@ def test_tune_stores_what_validation_prefers_and_shows_no_test(here, weights, ph
     path = here / "mine.pt"
     save_checkpoint(load_checkpoint(weights) | {"step": 7, "threshold": 0.5}, path)
     seeds = []
-    monkeypatch.setattr(ev, "score", lambda net, pictures, *rest: seeds.append(pictures.make.args[0].seed) or [
-        row(notes=[]) | {"curve": [row(tp=9 if k == 6 else 5, fn=5) for k in range(19)]}])
+    monkeypatch.setattr(ev, "score", lambda net, pictures, *rest: (
+        seeds.append(pictures.make.args[0].seed)
+        or [row(notes=[]) | {"curve": [row(tp=9 if k == 6 else 5, fn=5) for k in range(19)]}]))
     assert ev.main(["--weights", str(path), "--tune", "--images", str(photos), "--n", "3"]) == 0
     out = capsys.readouterr().out
     after, before = load_checkpoint(path), load_checkpoint(weights)
-    assert after["threshold"] == 0.35 and after["step"] == 7 and seeds == [ev.VALIDATION_SEED] != [ev.TEST_SEED]
+    assert (after["threshold"] == 0.35 and after["step"] == 7
+            and seeds == [ev.VALIDATION_SEED] != [ev.TEST_SEED])
     assert all(torch.equal(after["model"][k], v) for k, v in before["model"].items())
     assert load_model(path).threshold == 0.35 and "threshold 0.35 is stored" in out and "published" not in out
 
@@ -470,11 +491,12 @@ def test_help_needs_nothing(capsys):
 
 
 def test_torchrun_gives_the_same_table(here, weights, photos, logos, capsys):
-    argv = ["--weights", str(weights), "--images", str(photos), "--logos", str(logos), "--recipe", "clwd", "--n", "5",
-            "--threshold", "0.05", "--device", "cpu"]
+    argv = ["--weights", str(weights), "--images", str(photos), "--logos", str(logos),
+            "--recipe", "clwd", "--n", "5", "--threshold", "0.05", "--device", "cpu"]
     assert ev.main(argv) == 0
     alone = capsys.readouterr().out
-    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--",
-                          str(ROOT / "eval.py"), *argv], capture_output=True, text=True, timeout=300,
+    run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                          "--nproc-per-node", "2", "--", str(ROOT / "eval.py"), *argv],
+                         capture_output=True, text=True, timeout=300,
                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert run.returncode == 0 and run.stdout == alone, run.stderr
