@@ -270,9 +270,8 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None) -> np.ndarray:
-    """(H, W) probabilities -> (H, W) uint8 {0, 255}, dilated by radius; None lets it grow with the picture."""
-    marked = (prob >= threshold).astype(np.uint8)
-    return dilate(marked, default_dilation(*prob.shape) if radius is None else radius)
+    """(H, W) probabilities -> (H, W) uint8 {0, 255}, dilated; radius None grows with the picture."""
+    return dilate(prob >= threshold, default_dilation(*prob.shape) if radius is None else radius)
 
 
 def default_dilation(H: int, W: int) -> int:

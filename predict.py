@@ -1,17 +1,18 @@
 """Photos in, watermark masks out.
 
-    python predict.py in.jpg                              # writes in_mask.png beside it, in seconds on a laptop
-    python predict.py photos/ --overlay                   # photos_masks/<stem>.png, photos_overlays/<stem>.jpg
+    python predict.py in.jpg                            # writes in_mask.png beside it, in seconds on a laptop
+    python predict.py photos/ --overlay                 # photos_masks/<stem>.png, photos_overlays/<stem>.jpg
     iopaint run --model lama --image photos --mask photos_masks --output clean
-    python predict.py scans/ -r --tile --json > marks.jsonl           # small marks in large pictures
+    python predict.py scans/ -r --tile --json > marks.jsonl         # small marks in large pictures
     cat in.jpg | python predict.py - > mask.png
-    torchrun --nproc-per-node 8 predict.py photos/ --skip-existing    # shares the files; goes on after a crash
+    torchrun --nproc-per-node 8 predict.py photos/ --skip-existing  # shares the files; goes on after a crash
 
     from predict import predict_mask
-    mask = predict_mask("in.jpg")                         # (H, W) uint8, 255 where marked
+    mask = predict_mask("in.jpg")                       # (H, W) uint8, 255 where marked
 
-A mask is an 8-bit PNG, 0 or 255, of the picture's displayed size. A picture that cannot be read or written costs
-one sentence on stderr, never the others. Exit code: 0 all written, 1 some failed, 2 wrong usage or nothing to do.
+A mask is an 8-bit PNG, 0 or 255, of the picture's displayed size.
+A picture that cannot be read or written costs one sentence on stderr, never the others.
+Exit code: 0 all written, 1 some failed, 2 wrong usage or nothing to do.
 
 Read top to bottom: library use, which pictures, decode, network, write, side by side, command line.
 """
@@ -40,29 +41,29 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from model import (MAX_PIXELS, WEIGHTS, Segmenter, default_dilation, dilate, first_line, load_image, load_model,
-                   pick_amp, pick_device, predict_prob, predict_probs, resize_prob, shrink)
+from model import (MAX_PIXELS, WEIGHTS, Segmenter, first_line, load_image, load_model, pick_amp, pick_device,
+                   predict_prob, predict_probs, resize_prob, shrink, to_mask)
 
-BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per forward pass; a CPU gains nothing from more
+BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per pass; a CPU gains nothing from more
 OVERLAP, MARGIN = 1 / 4, 1 / 16               # of a window: what two share, and the rim that lacks context
-DRAFT = 2                                     # a JPEG is decoded to no less than this many times the size wanted
+DRAFT = 2                                     # a JPEG is decoded to at least this many times the size wanted
 LEGIBLE = 8                                   # pixels: about the smallest text that the network can still see
 CLAIMS = 100_000                              # masks of this run remembered by name (30 MB)
 ENDINGS = {"mask": ".png", "prob": ".png", "overlay": ".jpg"}
 OURS = re.compile(r"_(mask\.png|prob\.png|overlay\.jpg|masks|probs|overlays)$")
-NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}      # Pillow knows them, a folder of photos may hold them
-CAMERAS = {".mpo", ".heic", ".heif", ".avif", ".jxl"}        # Pillow may not know them: no picture is skipped silently
+NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows them, a photo folder may hold them
+CAMERAS = {".mpo", ".heic", ".heif", ".avif", ".jxl"}        # Pillow may lack them: none is skipped silently
 
 
 # ---------------------------------------------------------------- library use
 
 def predict_mask(image, weights=WEIGHTS, threshold: float | None = None, dilation: int | None = None,
                  size: int | None = None, tile: bool = False, device: str = "auto") -> np.ndarray:
-    """Where is the watermark? -> (H, W) uint8, 255 where marked and 0 elsewhere, ready for an inpainting tool.
+    """Where is the watermark? -> (H, W) uint8, 255 where marked, 0 elsewhere, ready for an inpainting tool.
 
     image: (H, W, 3) uint8 RGB array, PIL image or path; H and W are the displayed (EXIF-turned) ones.
     threshold: probability from which a pixel is marked; None takes the one stored with the weights.
-    dilation: how many pixels the mask grows; None grows with the picture (3 at 512), 0 is the bare prediction.
+    dilation: pixels to grow the mask by; None grows with the picture (3 at 512), 0 is the bare prediction.
     size: longest side in pixels that the network sees, None takes its own. tile: see --tile.
     device: auto, cuda, cuda:1, mps or cpu. The weights are read once per process.
     Raises OSError for a file that is no complete picture, ValueError for an array of another kind.
@@ -76,11 +77,6 @@ def predict_mask(image, weights=WEIGHTS, threshold: float | None = None, dilatio
 @functools.lru_cache(maxsize=2)
 def cached_model(weights: str, device: str) -> Segmenter:
     return load_model(weights, pick_device(device)[0])
-
-
-def to_mask(prob: np.ndarray, threshold: float, dilation: int | None) -> np.ndarray:
-    """(H, W) probabilities -> (H, W) uint8 {0, 255}."""
-    return dilate((prob >= threshold).view(np.uint8), default_dilation(*prob.shape) if dilation is None else dilation)
 
 
 # ---------------------------------------------------------------- which pictures
@@ -103,7 +99,8 @@ def scan(folder: str, args: argparse.Namespace) -> Iterator[tuple[str, str | Non
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if is_ours(entry.path) or args.out and os.path.abspath(entry.path) == os.path.abspath(args.out):
+                if (is_ours(entry.path)
+                        or args.out and os.path.abspath(entry.path) == os.path.abspath(args.out)):
                     continue
                 if entry.is_dir(follow_symlinks=False):                   # a link could lead round in circles
                     if args.recurse:
@@ -130,7 +127,7 @@ def name_outputs(path: str, folder: str | None, args: argparse.Namespace) -> dic
     """folder: the input folder that holds `path`, None for a file that the user named."""
     kinds = ["mask"] + ["prob"] * args.prob + ["overlay"] * args.overlay
     if folder or args.out_is_folder:
-        # photos/ -> photos_masks, photos_probs, photos_overlays: iopaint pairs by stem, so that kinds must not mix
+        # photos/ -> photos_masks, photos_probs, photos_overlays: iopaint pairs by stem, so kinds must not mix
         base = args.out or folder
         beside = os.path.join(base, os.pardir, os.path.basename(os.path.abspath(base)))
         roots = {kind: os.path.normpath(f"{beside}_{kind}s") for kind in kinds}
@@ -145,7 +142,7 @@ def name_outputs(path: str, folder: str | None, args: argparse.Namespace) -> dic
 def claim(record: dict, claims: dict[str, str], started: int) -> None:
     """Fails a picture whose mask another one of this run has taken: a.jpg and a.png in one folder.
 
-    All the names of ten million files would cost gigabytes: old ones are forgotten, then the mask's age tells.
+    The names of ten million files would cost gigabytes: old ones are forgotten, then the mask's age tells.
     """
     mask = os.path.abspath(record["mask"])
     if len(claims) == CLAIMS and mask not in claims:
@@ -154,13 +151,15 @@ def claim(record: dict, claims: dict[str, str], started: int) -> None:
             claims[mask] = "another picture"
     other = claims.setdefault(mask, record["input"])
     if other != record["input"]:
-        record["error"] = f"{printable(other)} has the same mask, {printable(record['mask'])}; rename one of them"
+        record["error"] = (f"{printable(other)} has the same mask, {printable(record['mask'])}; "
+                           "rename one of them")
 
 
 # ---------------------------------------------------------------- decode
 
-def read(record: dict, args: argparse.Namespace, size: int) -> tuple[dict, np.ndarray | None, np.ndarray | None]:
-    """-> (record, image, view): the picture (H, W, 3) for the overlay, and what the network sees. In a thread."""
+def read(record: dict, args: argparse.Namespace,
+         size: int) -> tuple[dict, np.ndarray | None, np.ndarray | None]:
+    """-> (record, image, view): image (H, W, 3) for the overlay, view for the network. In a thread."""
     start = time.perf_counter()
     source = record["input"]
     try:
@@ -173,9 +172,10 @@ def read(record: dict, args: argparse.Namespace, size: int) -> tuple[dict, np.nd
         with Image.open(source) as file:
             W, H = full = file.size
             if W * H > args.max_pixels:
-                raise ValueError(f"{W}x{H} is over the limit of {args.max_pixels} pixels, --max-pixels raises it")
-            # A JPEG decodes to a half, quarter or eighth in a fraction of the time. Not if both sides could come out
-            # equal: which one is longer tells, further down, whether EXIF turned the picture.
+                raise ValueError(f"{W}x{H} is over the limit of {args.max_pixels} pixels, "
+                                 "--max-pixels raises it")
+            # A JPEG decodes to a half, quarter or eighth in a fraction of the time. Not if both sides could
+            # come out equal: which one is longer tells, further down, whether EXIF turned the picture.
             scale = DRAFT * size / max(W, H)
             small = not args.tile and not args.overlay and abs(W - H) >= 8 and scale < 1
             drafted = small and file.draft(None, (int(W * scale) + 1, int(H * scale) + 1))
@@ -187,13 +187,14 @@ def read(record: dict, args: argparse.Namespace, size: int) -> tuple[dict, np.nd
         view = image if args.tile else shrink(image, size)
         record["milliseconds"] = 1000 * (time.perf_counter() - start)
         return record, image if args.overlay else None, view
-    except Exception as e:                    # Pillow's plugins raise a dozen kinds on garbage; the run goes on
+    except Exception as e:                    # Pillow raises a dozen kinds on garbage; the run goes on
         return {**record, "error": reason(e)}, None, None
 
 
 # ---------------------------------------------------------------- network
 
-def predict(net: Segmenter, pictures: Iterable, claims: dict, args: argparse.Namespace, size: int) -> Iterator[tuple]:
+def predict(net: Segmenter, pictures: Iterable, claims: dict, args: argparse.Namespace,
+            size: int) -> Iterator[tuple]:
     """What read() gives -> (record, image, prob). Pictures wait for others of their shape to fill a batch."""
     started, waiting = time.time_ns(), {}
     batch_size = BATCH[net.mean.device.type]
@@ -247,7 +248,8 @@ def windows(length: int, size: int) -> list[tuple[slice, np.ndarray]]:
     inside = np.arange(size) + 0.5                                        # distance from a window's start
     weights = np.zeros((n, length), np.float32)
     for k, start in enumerate(starts):
-        # an end that meets another window: nothing over the rim, then a ramp. An end of the picture: full weight.
+        # an end that meets another window: nothing over the rim, then a ramp;
+        # an end of the picture: full weight
         rise = (inside - margin) / (overlap - 2 * margin) if k > 0 else np.ones(size)
         fall = (inside[::-1] - margin) / (overlap - 2 * margin) if k < n - 1 else np.ones(size)
         weights[k, start:start + size] = np.minimum(rise, fall).clip(0, 1)
@@ -297,7 +299,8 @@ def save(path: str, pixels: np.ndarray) -> None:
     """Under a temporary name, then renamed: whatever kills us, a file under the final name is complete."""
     ok, data = cv2.imencode(".jpg" if path.endswith(".jpg") else ".png", pixels)
     if not ok:
-        raise OSError(f"cannot write {printable(path)}: {pixels.shape[1]}x{pixels.shape[0]} is too large for its format")
+        raise OSError(f"cannot write {printable(path)}: "
+                      f"{pixels.shape[1]}x{pixels.shape[0]} is too large for its format")
     if path == "-":
         sys.stdout.buffer.write(data.tobytes())
         sys.stdout.buffer.flush()
@@ -345,7 +348,8 @@ def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
             # shared out by the mask's name, so that two pictures that want one mask meet in one process
             if zlib.crc32(os.fsencode(record.get("mask", record["input"]))) % world != rank:
                 continue
-            whole = args.skip_existing and outputs and all(os.path.isfile(p) and os.path.getsize(p) for p in outputs)
+            whole = (args.skip_existing and outputs
+                     and all(os.path.isfile(p) and os.path.getsize(p) for p in outputs))
             if whole and os.path.abspath(record["mask"]) not in claims:
                 counts["present"] += 1
             else:
@@ -369,17 +373,18 @@ def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
                 longest = max(record["width"], record["height"])
                 if longest > 2 * size and not noted:
                     noted = True
-                    say(f"the network sees {printable(record['input'])} at {size} of its {longest} pixels: marks under "
-                        f"about {LEGIBLE * longest // size} pixels may be missed, --tile looks at all of them")
+                    say(f"the network sees {printable(record['input'])} at {size} of its {longest} pixels: "
+                        f"marks under about {LEGIBLE * longest // size} pixels may be missed, "
+                        "--tile looks at all of them")
             if args.json:
                 print(json.dumps(record), flush=True)
     finally:
-        pool.shutdown(cancel_futures=True)    # after Ctrl-C: what is being written is finished, the rest dropped
+        pool.shutdown(cancel_futures=True)    # after Ctrl-C: writes begun are finished, the rest dropped
     return counts
 
 
 def sum_over_ranks(counts: dict[str, int]) -> dict[str, int]:
-    """torchrun kills all ranks as soon as one ends with a failure: so all of them end together, with one result."""
+    """torchrun kills all ranks as soon as one fails: so all of them end together, with one result."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return counts
     total = torch.tensor(list(counts.values()))
@@ -410,29 +415,41 @@ def reason(error: Exception) -> str:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     # in and out
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, folders, globs, or - for stdin")
-    parser.add_argument("-o", "--out", help="a .png for the mask, a folder for many, - for stdout (default: see above)")
+    parser.add_argument("-o", "--out",
+                        help="a .png for the mask, a folder for many, - for stdout (default: see above)")
     parser.add_argument("-r", "--recurse", action="store_true", help="also the folders inside folders")
-    parser.add_argument("--prob", action="store_true", help="also write probabilities, an 8-bit PNG, 255 for 1.0")
-    parser.add_argument("--overlay", action="store_true", help="also write the picture with its marks tinted red")
-    parser.add_argument("--json", action="store_true", help="print a line per picture: size, coverage, boxes, ...")
-    parser.add_argument("--skip-existing", action="store_true", help="leave out pictures that have their outputs")
+    parser.add_argument("--prob", action="store_true",
+                        help="also write probabilities, an 8-bit PNG, 255 for 1.0")
+    parser.add_argument("--overlay", action="store_true",
+                        help="also write the picture with its marks tinted red")
+    parser.add_argument("--json", action="store_true",
+                        help="print a line per picture: size, coverage, boxes, ...")
+    parser.add_argument("--skip-existing", action="store_true",
+                        help="leave out pictures that have their outputs")
     # what counts as a mark
     parser.add_argument("--weights", default=WEIGHTS, help="any of our checkpoints (default: %(default)s)")
-    parser.add_argument("--threshold", type=float, help="mark pixels from this probability on; raise it against "
-                                                        "false alarms (default: the one stored with the weights)")
-    parser.add_argument("--dilate", type=int, help="grow the mask by this radius in pixels, 0 turns it off "
-                                                   "(default: grows with the picture, 3 at 512)")
-    parser.add_argument("--size", type=int, help="longest side that the network sees; raise it for small marks, "
-                                                 "lower it if you run out of memory (default: as trained)")
-    parser.add_argument("--tile", action="store_true", help="full resolution through overlapping windows of --size: "
-                                                            "finds small marks, may miss huge ones, takes longer")
+    parser.add_argument("--threshold", type=float,
+                        help="mark pixels from this probability on; raise it against "
+                             "false alarms (default: the one stored with the weights)")
+    parser.add_argument("--dilate", type=int,
+                        help="grow the mask by this radius in pixels, 0 turns it off "
+                             "(default: grows with the picture, 3 at 512)")
+    parser.add_argument("--size", type=int,
+                        help="longest side that the network sees; raise it for small marks, "
+                             "lower it if you run out of memory (default: as trained)")
+    parser.add_argument("--tile", action="store_true",
+                        help="full resolution through overlapping windows of --size: "
+                             "finds small marks, may miss huge ones, takes longer")
     # machine
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger pictures, which could fill "
-                                                                           "the memory (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default: %(default)s)")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS,
+                        help="refuse larger pictures, which could fill "
+                             "the memory (default: %(default)s)")
+    parser.add_argument("--device", default="auto",
+                        help="auto, cuda, cuda:1, mps, cpu (default: %(default)s)")
     parser.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but failures")
     args = parser.parse_args(argv)
 
@@ -442,8 +459,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if value is not None and not low <= value <= high:
             parser.error(f"--{name.replace('_', '-')} {value} is not between {low} and {high}")
 
-    # globs, since shells on Windows leave them to us; each input once; without what an earlier run put beside them
-    names = [n for p in args.inputs for n in ([p] if os.path.lexists(p) else glob.glob(p, recursive=True) or [p])]
+    # globs, which Windows shells leave to us; each input once; without what an earlier run put beside them
+    names = [n for p in args.inputs
+             for n in ([p] if os.path.lexists(p) else glob.glob(p, recursive=True) or [p])]
     names = list({os.path.abspath(n): n for n in names}.values())
     args.inputs = names if len(names) == 1 else [n for n in names if not is_ours(os.path.normpath(n))]
 
@@ -451,7 +469,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     many = bool(folders) or len(args.inputs) > 1
     if "-" in args.inputs and not args.out:
         args.out = "-"
-    args.out_is_folder = bool(args.out) and (many or args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
+    args.out_is_folder = bool(args.out) and (
+        many or args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
     if args.out == "-":
         if many or args.json or args.prob or args.overlay:
             parser.error("stdout takes one mask and nothing else: name a file or folder with -o")
@@ -461,7 +480,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         for folder in folders:
             source, out = Path(folder).resolve(), Path(args.out).resolve()
             if source == out or args.recurse and source.is_relative_to(out):
-                parser.error(f"-o {args.out} would mix masks with the pictures of {folder}, name another folder")
+                parser.error(f"-o {args.out} would mix masks with the pictures of {folder}, "
+                             "name another folder")
     elif args.out and not args.out.lower().endswith(".png"):
         parser.error(f"-o {args.out}: end it in .png for a mask, or in / for a folder")
     return args
@@ -472,7 +492,7 @@ def main(argv: list[str] | None = None) -> int:
     Image.MAX_IMAGE_PIXELS = None             # --max-pixels instead
     cv2.setNumThreads(1)                      # pictures side by side, not threads inside each
     cv2.utils.logging.setLogLevel(0)          # silent: one sentence is ours to say
-    warnings.filterwarnings("ignore", module="PIL")                       # of odd files that it reads all the same
+    warnings.filterwarnings("ignore", module="PIL")                       # of odd files it reads all the same
     try:
         device, why = pick_device(args.device)
         net = load_model(args.weights, device)
@@ -491,11 +511,13 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if counts["seen"] == 0:
-        say(f"no pictures in {', '.join(map(printable, args.inputs))}" + ", -r looks deeper" * (not args.recurse))
+        say(f"no pictures in {', '.join(map(printable, args.inputs))}"
+            + ", -r looks deeper" * (not args.recurse))
         return 2
     if not args.quiet and not ("TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["RANK"])):
         present = f", {counts['present']} were there already" if args.skip_existing else ""
-        say(f"found marks on {counts['found']} of {counts['done']} pictures, {counts['failed']} failed{present}")
+        say(f"found marks on {counts['found']} of {counts['done']} pictures, "
+            f"{counts['failed']} failed{present}")
     return 1 if counts["failed"] else 0
 
 

@@ -492,7 +492,7 @@ class Marks:
 
 
 # kind -> weight in the default recipe
-KINDS = {"logo": 20, "text": 20, "lines": 8, "lockup": 12, "credit": 16, "stamp": 4, "tiles": 10,
+KINDS = {"logo": 28, "text": 20, "lines": 8, "lockup": 12, "credit": 16, "stamp": 4, "tiles": 10,
          "lattice": 6, "strokes": 3, "band": 3}
 
 
@@ -502,7 +502,8 @@ def draw_mark(rng: np.random.Generator, marks: Marks, W: int, H: int) -> tuple[n
     angle, wrap = 0.0, kind in ("tiles", "lattice")
     longest, highest = log_uniform(rng, 0.12, 0.95) * W, log_uniform(rng, 0.03, 0.35) * H
     if kind == "logo":
-        mark = marks.logo(rng, min(longest, log_uniform(rng, 0.08, 1.0) * H))
+        share = rng.uniform(0.3, 1.0) if rng.random() < 0.6 else log_uniform(rng, 0.08, 0.5)
+        mark = marks.logo(rng, share * min(W, H))
     elif kind == "credit":
         px = log_uniform(rng, 0.02, 0.06) * H
         mark = (marks.text(rng, 0.9 * W, px, make_credit(rng)) if rng.random() < 0.8
@@ -764,7 +765,9 @@ class Synth(Dataset):
         photo = vary(rng, photo)
         H, W = photo.shape[:2]
         if self.size:                             # marks lie on the whole frame; the crop is a window of it
-            scale = rng.uniform(self.size, max(self.size, min(1.9 * self.size, 1.1 * min(H, W)))) / min(H, W)
+            # half of the time the window holds all it can, since a large mark needs its surroundings
+            largest = max(self.size, min(1.9 * self.size, 1.1 * min(H, W)))
+            scale = (self.size if rng.random() < 0.5 else rng.uniform(self.size, largest)) / min(H, W)
             H, W = max(round(H * scale), self.size), max(round(W * scale), self.size)
         count = pick(rng, (0, 1, 2, 3, 4), (17, 50, 20, 9, 4))
         drawn = [draw_mark(rng, self.marks, W, H) for _ in range(count)]

@@ -129,7 +129,8 @@ def test_dot_is_a_folder_too(run, photos, monkeypatch):
     (["photos/*.jpg"], "m/", ["m/a.png"]),
     (["photos"], "m", ["m/a.png", "m/b.png"]),
     (["photos", "photos/deep/c.jpg"], "m", ["m/a.png", "m/b.png", "m/c.png"]),
-    (["photos", "-r"], "photos/deep2", ["photos/deep2/a.png", "photos/deep2/b.png", "photos/deep2/deep/c.png"]),
+    (["photos", "-r"], "photos/deep2",
+     ["photos/deep2/a.png", "photos/deep2/b.png", "photos/deep2/deep/c.png"]),
 ])
 def test_out(run, photos, inputs, out, expected):
     before = set(tree("."))
@@ -159,8 +160,8 @@ def test_extra_outputs_lie_apart(run, photos):
 # ---------------------------------------------------------------- stdin, stdout
 
 def test_stdin_to_stdout_is_a_png(weights, photos):
-    done = subprocess.run([sys.executable, ROOT / "predict.py", "-", "--weights", weights], input=(photos / "a.jpg").read_bytes(),
-                          capture_output=True, timeout=300)
+    done = subprocess.run([sys.executable, ROOT / "predict.py", "-", "--weights", weights],
+                          input=(photos / "a.jpg").read_bytes(), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert mask_of(io.BytesIO(done.stdout)).shape == (40, 60)
     assert tree(photos) == ["a.jpg", "b.png", "deep/c.jpg", "notes.txt"]
@@ -212,7 +213,9 @@ def test_dilate_and_its_default(run, photos, weights):
     net = model.load_model(weights)
     marked = model.predict_prob(net, model.load_image("photos/a.jpg")) >= net.threshold
     assert 0 < marked.mean() < 1
-    for flags, radius in (([], model.default_dilation(40, 60)), (["--dilate", "0"], 0), (["--dilate", "4"], 4)):
+    for flags, radius in (([], model.default_dilation(40, 60)),
+                          (["--dilate", "0"], 0),
+                          (["--dilate", "4"], 4)):
         assert run("photos/a.jpg", *flags).code == 0
         assert (mask_of("photos/a_mask.png") == model.dilate(marked.astype(np.uint8), radius)).all()
 
@@ -229,7 +232,8 @@ def test_size_and_prob(run, photos, weights):
 def test_overlay_is_red_on_the_mask(run, photos):
     assert run("photos/a.jpg", "--overlay", "--threshold", "0").code == 0
     with Image.open("photos/a_overlay.jpg") as overlay:
-        difference = np.array(overlay, float).mean((0, 1)) - np.array(Image.open("photos/a.jpg"), float).mean((0, 1))
+        difference = (np.array(overlay, float).mean((0, 1))
+                      - np.array(Image.open("photos/a.jpg"), float).mean((0, 1)))
     assert overlay.size == (60, 40) and difference[0] > 40 and difference[1] < -40 and difference[2] < -40
 
 
@@ -246,14 +250,16 @@ def test_json(run, photos):
     assert 0 < record["max_prob"] < 1
     count, _, stats, _ = cv2.connectedComponentsWithStats(mask)
     assert len(record["boxes"]) == count - 1
-    assert {(b["x"], b["y"], b["width"], b["height"]) for b in record["boxes"]} == {tuple(s[:4].tolist()) for s in stats[1:]}
+    assert ({(b["x"], b["y"], b["width"], b["height"]) for b in record["boxes"]}
+            == {tuple(s[:4].tolist()) for s in stats[1:]})
 
 
 def test_boxes_and_their_scores():
     prob = np.zeros((20, 30), np.float32)
     prob[2:5, 3:9], prob[10:12, 20:21] = 0.75, 0.5
     assert predict.boxes((prob > 0).astype(np.uint8) * 255, prob) == [
-        {"x": 3, "y": 2, "width": 6, "height": 3, "score": 0.75}, {"x": 20, "y": 10, "width": 1, "height": 2, "score": 0.5}]
+        {"x": 3, "y": 2, "width": 6, "height": 3, "score": 0.75},
+        {"x": 20, "y": 10, "width": 1, "height": 2, "score": 0.5}]
 
 
 def test_skip_existing(run, photos):
@@ -277,7 +283,8 @@ def test_quiet(run, photos):
 
 def test_max_pixels(run, photos):
     result = run("photos/a.jpg", "--max-pixels", "100")
-    assert result.code == 1 and "60x40 is over the limit of 100 pixels" in result.err and "--max-pixels" in result.err
+    assert (result.code == 1 and "60x40 is over the limit of 100 pixels" in result.err
+            and "--max-pixels" in result.err)
 
 
 def test_note_on_large_pictures_comes_once(run, tmp_path):
@@ -315,11 +322,13 @@ def test_wrong_usage_is_2_with_a_sentence(photos, monkeypatch, capsys, weights, 
     except SystemExit as e:
         code = e.code
     err = capsys.readouterr().err
-    assert code == 2 and any(word in err for word in words.split("|")) and "Traceback" not in err and tree(".") == before
+    assert (code == 2 and any(word in err for word in words.split("|"))
+            and "Traceback" not in err and tree(".") == before)
 
 
 def test_help_needs_nothing():
-    done = subprocess.run([sys.executable, ROOT / "predict.py", "-h"], capture_output=True, text=True, timeout=300,
+    done = subprocess.run([sys.executable, ROOT / "predict.py", "-h"],
+                          capture_output=True, text=True, timeout=300,
                           cwd="/", env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0 and "--skip-existing" in done.stdout and done.stderr == ""
 
@@ -375,10 +384,12 @@ def test_tile_flag(run, photos, weights):
 
 def test_predict_mask_takes_path_array_and_picture(run, photos, weights):
     masks = [predict.predict_mask(source, weights, device="cpu") for source in
-             ("photos/a.jpg", Path("photos/a.jpg"), Image.open("photos/a.jpg"), np.array(Image.open("photos/a.jpg")))]
+             ("photos/a.jpg", Path("photos/a.jpg"),
+              Image.open("photos/a.jpg"), np.array(Image.open("photos/a.jpg")))]
     run("photos/a.jpg")
     for mask in masks:
-        assert mask.shape == (40, 60) and mask.dtype == np.uint8 and (mask == mask_of("photos/a_mask.png")).all()
+        assert (mask.shape == (40, 60) and mask.dtype == np.uint8
+                and (mask == mask_of("photos/a_mask.png")).all())
     assert predict.cached_model.cache_info().misses <= 1
     with pytest.raises(ValueError, match="uint8"):
         predict.predict_mask(np.zeros((4, 4), np.float32), weights, device="cpu")
@@ -414,7 +425,8 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 def png_bomb(W: int, H: int) -> bytes:
     header = struct.pack(">IIBBBBB", W, H, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(bytes(99))) + png_chunk(b"IEND", b"")
+    return (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+            + png_chunk(b"IDAT", zlib.compress(bytes(99))) + png_chunk(b"IEND", b""))
 
 
 def corpus() -> dict[bytes, tuple[bytes | Image.Image, tuple[int, int] | str]]:
@@ -440,13 +452,15 @@ def corpus() -> dict[bytes, tuple[bytes | Image.Image, tuple[int, int] | str]]:
     add("text.jpg", b"I am a text file\n", "fails")
     add("page.png", b"<!doctype html><html></html>", "fails")
     add("zip.jpg", b"PK\x03\x04" + bytes(100), "fails")
-    for ending in ("bmp", "gif", "ico", "j2k", "psd", "sgi", "tga", "webp", "heic", "pcx", "ppm", "icns", "dds"):
+    for ending in ("bmp", "gif", "ico", "j2k", "psd", "sgi", "tga",
+                   "webp", "heic", "pcx", "ppm", "icns", "dds"):
         add(f"noise-{ending}.{ending}", np.random.default_rng(1).bytes(400), "fails")
     add("tail.jpg", jpg + b"rubbish after the end")
     # claims to be huge
     add("bomb.png", png_bomb(100_000, 100_000), "fails")
     add("bomb.gif", b"GIF89a" + struct.pack("<HH", 65535, 65535) + bytes(30), "fails")
-    add("bomb.bmp", b"BM" + struct.pack("<IIIIiiHH", 200, 0, 54, 40, 90_000, 90_000, 1, 24) + bytes(100), "fails")
+    add("bomb.bmp",
+        b"BM" + struct.pack("<IIIIiiHH", 200, 0, 54, 40, 90_000, 90_000, 1, 24) + bytes(100), "fails")
     # shapes
     for W, H in ((1, 1), (2, 2), (1, 5000), (5000, 1), (31, 33), (129, 128), (40_000, 2)):
         add(f"{W}x{H}.png", encode(photo(W, H), "PNG"), (W, H))
@@ -454,7 +468,8 @@ def corpus() -> dict[bytes, tuple[bytes | Image.Image, tuple[int, int] | str]]:
         add(f"{W}x{H}-b.jpg", encode(photo(W, H), "JPEG"), (W, H))
     # pixel formats
     for mode in ("1", "L", "LA", "P", "RGBA", "I;16"):
-        add(f"mode {mode}.png", encode(base.convert("L").convert(mode) if mode == "I;16" else base.convert(mode), "PNG"))
+        add(f"mode {mode}.png",
+            encode(base.convert("L").convert(mode) if mode == "I;16" else base.convert(mode), "PNG"))
     grey = np.array(base.convert("L"), np.float32)
     add("float.tif", encode(Image.fromarray(grey / 255), "TIFF"))
     add("float-nan.tif", encode(Image.fromarray(np.where(grey > 100, np.nan, grey * 1e9)), "TIFF"))
@@ -493,8 +508,9 @@ def corpus() -> dict[bytes, tuple[bytes | Image.Image, tuple[int, int] | str]]:
     add("icc-garbage.jpg", encode(base, "JPEG", icc_profile=bytes(range(256))))
     add("icc-garbage-b.png", encode(base, "PNG", icc_profile=b"no profile"))
     # names
-    for name in ("with space.jpg", "quote's.jpg", 'double".jpg', "new\nline.jpg", "émoji 🎈.jpg", "UPPER.JPG", "-dash.jpg",
-                 "100%s.jpg", "a.b.c.jpg", "[1].jpg", "back\\slash.jpg", "$HOME.jpg", "x" * 251 + ".jpg"):
+    for name in ("with space.jpg", "quote's.jpg", 'double".jpg', "new\nline.jpg", "émoji 🎈.jpg",
+                 "UPPER.JPG", "-dash.jpg", "100%s.jpg", "a.b.c.jpg", "[1].jpg", "back\\slash.jpg",
+                 "$HOME.jpg", "x" * 251 + ".jpg"):
         add(name, jpg)
     add(b"latin1-\xe9\xff.jpg", jpg)
     add("bad new\nline.jpg", b"", "fails")
@@ -527,7 +543,8 @@ def ran(tmp_path_factory, weights):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = predict.main([str(photos), "--weights", str(weights), "--device", "cpu", "--json"])
-    records = {os.fsencode(os.path.basename(r["input"])): r for r in map(json.loads, out.getvalue().splitlines())}
+    records = {os.fsencode(os.path.basename(r["input"])): r
+               for r in map(json.loads, out.getvalue().splitlines())}
     return SimpleNamespace(code=code, err=err.getvalue().splitlines(), records=records, root=root)
 
 
@@ -535,7 +552,8 @@ def check(ran, name: bytes, expected):
     record = ran.records[name]
     shown = predict.printable(os.fsdecode(name))
     shown = shown[1:-1] if shown[0] in "'\"" else shown                   # repr of the whole path
-    sentences = [line for line in ran.err if f"/{shown}: " in line or f"/{shown}': " in line or f'/{shown}": ' in line]
+    sentences = [line for line in ran.err
+                 if f"/{shown}: " in line or f"/{shown}': " in line or f'/{shown}": ' in line]
     mask = os.path.join(os.fsencode(ran.root / "photos_masks"), os.path.splitext(name)[0] + b".png")
     if expected == "either":
         expected = "fails" if "error" in record else (record["width"], record["height"])
@@ -566,7 +584,7 @@ def test_what_is_no_file(ran):
 def test_the_whole_run(ran):
     failed = [r for r in ran.records.values() if "error" in r]
     assert ran.code == 1
-    assert len(ran.err) == len(failed) + 3    # one line each, the device, the note on large pictures, the summary
+    assert len(ran.err) == len(failed) + 3    # one each, the device, the note on large pictures, the summary
     assert ran.err[-1].endswith(f" of {len(ran.records)} pictures, {len(failed)} failed")
     written = [n for _, _, names in os.walk(os.fsencode(ran.root / "photos_masks")) for n in names]
     assert len(written) == len(ran.records) - len(failed) and all(n.endswith(b".png") for n in written)
@@ -608,7 +626,8 @@ def test_one_file_under_two_names_is_one_picture(run, photos):
 def test_what_no_jpeg_can_hold(run, photos):
     photo(70_000, 2).save("wide.png")
     result = run("wide.png", "--overlay")
-    assert result.code == 1 and "wide_overlay.jpg: 70000x2 is too large" in result.err and not Path("wide_mask.png").exists()
+    assert (result.code == 1 and "wide_overlay.jpg: 70000x2 is too large" in result.err
+            and not Path("wide_mask.png").exists())
 
 
 def test_rivals_are_found_when_their_names_are_forgotten(run, photos, monkeypatch):
@@ -658,7 +677,8 @@ def test_full_or_locked_output_folder(run, photos, monkeypatch, number):
         replace(source, target)
     monkeypatch.setattr(predict.os, "replace", fail_once)
     result = run("photos")
-    assert result.code == 1 and "1 failed" in result.err and os.strerror(number) in result.err and "cannot write" in result.err
+    assert (result.code == 1 and "1 failed" in result.err
+            and os.strerror(number) in result.err and "cannot write" in result.err)
     assert len(tree("photos_masks")) == 1     # and no temporary file
 
 
@@ -671,7 +691,8 @@ def test_output_folder_that_is_a_file(run, photos):
 def test_output_that_is_a_folder(run, photos):
     Path("photos_masks/a.png").mkdir(parents=True)
     result = run("photos", "--skip-existing")
-    assert result.code == 1 and "cannot write photos_masks/a.png" in result.err and tree("photos_masks") == ["b.png"]
+    assert (result.code == 1 and "cannot write photos_masks/a.png" in result.err
+            and tree("photos_masks") == ["b.png"])
 
 
 def test_a_network_out_of_memory_is_a_sentence(run, photos, monkeypatch):
@@ -691,7 +712,8 @@ def test_locked_folder_inside(run, photos, monkeypatch):
         return scandir(folder)
     monkeypatch.setattr(predict.os, "scandir", locked)
     result = run("photos", "-r")
-    assert result.code == 1 and "photos/deep: Permission denied" in result.err and tree("photos_masks") == ["a.png", "b.png"]
+    assert (result.code == 1 and "photos/deep: Permission denied" in result.err
+            and tree("photos_masks") == ["a.png", "b.png"])
 
 
 class Planted:
@@ -740,8 +762,9 @@ def test_torchrun_writes_all_and_fails_at_the_end(photos, weights):
     for i in range(10):
         photo(20, 20).save(photos / f"{i}.png")
     (photos / "bad.jpg").write_bytes(b"")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           ROOT / "predict.py", "photos", "--weights", weights], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           "--nproc-per-node", "2", ROOT / "predict.py", "photos", "--weights", weights],
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and len(tree("photos_masks")) == 12, done.stderr
     assert done.stderr.count("of 13 pictures, 1 failed") == 1
 
@@ -763,7 +786,8 @@ for k in range(21):
     if k < 20:
         time.sleep(rng.uniform(0.02, 0.25))
         os.kill(child, signal.SIGKILL)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(os.listdir("photos_masks")) if os.path.isdir("photos_masks") else 0, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), \
+len(os.listdir("photos_masks")) if os.path.isdir("photos_masks") else 0, flush=True)
     for name in os.listdir("photos_masks") if os.path.isdir("photos_masks") else []:
         if name.endswith(".png"):
             predict.Image.open(os.path.join("photos_masks", name)).load()
@@ -773,7 +797,8 @@ for k in range(21):
 def test_kill_at_20_moments_then_skip_existing(photos, weights):
     for i in range(120):
         photo(200, 150, seed=i).save(photos / f"{i}.jpg")
-    done = subprocess.run([sys.executable, "-c", KILLED, ROOT, weights], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", KILLED, ROOT, weights],
+                          capture_output=True, text=True, timeout=300)
     lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
     assert done.returncode == 0 and len(lines) == 21 and lines[-1][0] == 0, done.stderr
     assert sum(code == -signal.SIGKILL for code, _ in lines) >= 5, lines
