@@ -17,7 +17,7 @@ from torch import nn
 
 import eval as ev
 from conftest import ROOT
-from model import build, load_checkpoint, load_model, pack, predict_probs, save_checkpoint
+from model import build, dilate, load_checkpoint, load_model, pack, predict_probs, save_checkpoint
 from synth import RECIPES, Synth
 
 
@@ -202,7 +202,7 @@ def test_rows_say_the_same_as_masks_made_one_by_one():
         prob = ev.predict_prob(net, image)
         assert {k: r[k] for k in ("tp", "fp", "fn", "pixels")} == ev.count(ev.to_mask(prob, 0.5, 2), truth)
         assert r["curve"][9] == r["dilated"][0] == ev.count(prob >= 0.5, truth)
-        assert r["dilated"][2] == ev.count(ev.dilate(truth * (prob > 0.5), 3), truth)
+        assert r["dilated"][2] == ev.count(dilate(truth * (prob > 0.5), 3), truth)
         assert r["dilated"][-1] == r["dilated"][1] and len(r["dilated"]) == 6    # the default here is 1 pixel
     table = ev.summarise_dilation(rows)
     assert list(table) == ["0", "1", "3", "5", "10", "default"]
