@@ -17,6 +17,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 
 import cv2
@@ -123,7 +124,9 @@ def download_encoder(encoder: str, name: str) -> tuple[dict, dict]:
     except OSError:
         huggingface_hub.constants.HF_HUB_OFFLINE = True       # a copy in the cache still serves
     try:
-        state = smp.encoders.get_encoder(encoder, weights=name).state_dict()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = smp.encoders.get_encoder(encoder, weights=name).state_dict()
         return state, smp.encoders.get_preprocessing_params(encoder, name)
     except Exception as e:                    # smp, timm and hub raise a dozen kinds, all the same to a user
         kind = ConnectionError if huggingface_hub.constants.HF_HUB_OFFLINE else ValueError

@@ -297,7 +297,10 @@ def boxes(mask: np.ndarray, prob: np.ndarray) -> list[dict]:
 
 def save(path: str, pixels: np.ndarray) -> None:
     """Under a temporary name, then renamed: whatever kills us, a file under the final name is complete."""
-    ok, data = cv2.imencode(".jpg" if path.endswith(".jpg") else ".png", pixels)
+    try:
+        ok, data = cv2.imencode(".jpg" if path.endswith(".jpg") else ".png", pixels)
+    except cv2.error:                         # OpenCV 4; 5 returns False
+        ok = False
     if not ok:
         raise OSError(f"cannot write {printable(path)}: "
                       f"{pixels.shape[1]}x{pixels.shape[0]} is too large for its format")
@@ -491,7 +494,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     Image.MAX_IMAGE_PIXELS = None             # --max-pixels instead
     cv2.setNumThreads(1)                      # pictures side by side, not threads inside each
-    cv2.utils.logging.setLogLevel(0)          # silent: one sentence is ours to say
+    # OpenCV 4 and 5 name it differently; silent, since the one sentence is ours to say
+    (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
     warnings.filterwarnings("ignore", module="PIL")                       # of odd files it reads all the same
     try:
         device, why = pick_device(args.device)
