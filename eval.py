@@ -561,6 +561,7 @@ def main(argv=None) -> int:
             dist.init_process_group("gloo")       # rows are plain Python and travel over the CPU
         code = run(args, rank, world)
         if world > 1:
+            dist.barrier()                        # gloo can hang where one rank leaves while another works
             dist.destroy_process_group()
         return code
     except (OSError, ValueError) as e:
