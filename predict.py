@@ -47,7 +47,7 @@ from model import (MAX_PIXELS, WEIGHTS, Segmenter, first_line, load_image, load_
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per pass; a CPU gains nothing from more
 OVERLAP, MARGIN = 1 / 4, 1 / 16               # of a window: what two share, and the rim that lacks context
 DRAFT = 2                                     # a JPEG is decoded to at least this many times the size wanted
-LEGIBLE = 8                                   # pixels: about the smallest text that the network can still see
+LEGIBLE = 8                                   # pixels: the smallest text to be seen; a guess, not measured
 CLAIMS = 100_000                              # masks of this run remembered by name (30 MB)
 ENDINGS = {"mask": ".png", "prob": ".png", "overlay": ".jpg"}
 OURS = re.compile(r"_(mask\.png|prob\.png|overlay\.jpg|masks|probs|overlays)$")
