@@ -8,9 +8,13 @@ machines do not compare; ratios within one run do.
 """
 import argparse
 import platform
+import resource
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from model import (WEIGHTS, build, default_dilation, dilate, load_model, pick_amp, pick_device,  # noqa: E402
                    predict_prob, resize_prob)
-from synth import RECIPES, Synth, generate_background  # noqa: E402
+from synth import RECIPES, Synth, generate_background, read_photo  # noqa: E402
 from train import loss_parts  # noqa: E402
 
 ROUNDS = 5
@@ -40,18 +44,40 @@ def seconds(work, rounds: int = ROUNDS) -> float:
 
 
 def row(name: str, value: str) -> None:
-    print(f"{name:<58} {value:>16}", flush=True)
+    print(f"{name:<58} {value:>34}", flush=True)
+
+
+def make_samples(synth: Synth, first: int, n: int) -> float:
+    """-> peak memory of this process in MB, after n samples."""
+    cv2.setNumThreads(0)
+    for i in range(first, first + n):
+        synth.make_sample(0, i)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def bench_synth(images: str, logos: str) -> None:
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
+    row("synth start-up: files listed, split, one logo read",
+        f"{1e3 * seconds(lambda: Synth(images, logos, 'reference')):.0f} ms")
+    photos = Synth(images, logos).photos
+    turn = cycle(photos)
+    decoding = 200 / seconds(lambda: [read_photo(next(turn)) for _ in range(200)])
+    row("reading photos and nothing else, one core", f"{decoding:.0f} photos/s")
     for recipe, size in [("default", 256)] + [(r, None) for r in RECIPES]:
-        synth = Synth(images, logos, recipe, size)
-        position = iter(range(10**6))
-        time_of_40 = seconds(lambda: [synth.make_sample(0, next(position)) for _ in range(40)])
+        synth, position = Synth(images, logos, recipe, size), iter(range(10**6))
+        make_samples(synth, 10**6, 600)           # logos and fonts in the cache, as after the first seconds
+        rate = 200 / seconds(lambda: [synth.make_sample(0, next(position)) for _ in range(200)])
         row(f"synth {recipe}, {f'{size} px crops' if size else 'whole photos'}, one core",
-            f"{40 / time_of_40:.0f} samples/s")
+            f"{rate:.0f} samples/s, {rate / decoding:.2f} of reading")
+    synth, times = Synth(images, logos, size=256), []
+    for n in (1, 2):
+        with ProcessPoolExecutor(n, get_context("spawn")) as pool:
+            list(pool.map(make_samples, [synth] * n, [0] * n, [600] * n))
+            times.append(seconds(lambda: list(pool.map(make_samples, [synth] * n, [600] * n, [600] * n)), 3))
+            peak = max(pool.map(make_samples, [synth] * n, [1200] * n, [3000] * n))
+    row("synth default, 256 px crops, two processes over one", f"{2 * times[0] / times[1]:.2f} x")
+    row("peak memory of a synth process after 5,000 samples", f"{peak:.0f} MB")
     cv2.setNumThreads(threads)
 
 

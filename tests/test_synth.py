@@ -66,41 +66,60 @@ def test_outside_the_mask_nothing_changes_and_inside_something_does(logos):
     laid = 0
     for i in range(150):
         rng = np.random.default_rng(i)
-        clean = np.full((150, 200, 3), rng.uniform(0, 1, 3), np.float32)
+        clean = np.full((150, 200, 3), rng.integers(0, 256, 3), np.uint8)
         image, mask = clean.copy(), np.zeros((150, 200), np.uint8)
-        if not lay(image, mask, draw_mark(rng, marks, 200, 150), (0, 0), rng.uniform(0.12, 1), "normal"):
+        mark, matrix, meta = draw_mark(rng, marks, 200, 150)
+        seen = lay(image, mask, mark, matrix, rng.uniform(0.12, 1), "normal", meta["wrap"])
+        if seen is None or seen < MIN_CHANGE:
             assert np.array_equal(image, clean) and not mask.any()          # not seen, not labelled, not laid
             continue
         laid += 1
-        change = np.abs(image - clean)
-        assert change[mask == 0].max(initial=0) <= MASK_ALPHA + 1e-5        # at most the faintest rim
-        assert change[mask == 1].mean() >= MIN_CHANGE
+        change = cv2.absdiff(image, clean)
+        assert change[mask == 0].max(initial=0) <= 255 * MASK_ALPHA + 1     # at most the faintest rim
+        assert change[mask == 1].mean() >= MIN_CHANGE and abs(change[mask == 1].mean() - seen) < 0.01
     assert laid > 75
 
 
 def test_a_white_mark_on_a_white_photo_is_not_labelled():
-    mark, matrix = np.ones((10, 10, 4), np.float32), np.float64([[1, 0, 5], [0, 1, 5]])
-    image, mask = np.ones((30, 30, 3), np.float32), np.zeros((30, 30), np.uint8)
-    assert lay(image, mask, (mark, matrix, {"wrap": False}), (0, 0), 0.5, "normal") is None
+    mark, matrix = np.full((10, 10, 4), 255, np.uint8), np.float64([[1, 0, 5], [0, 1, 5]])
+    image, mask = np.full((30, 30, 3), 255, np.uint8), np.zeros((30, 30), np.uint8)
+    assert lay(image, mask, mark, matrix, 0.5, "normal") == 0
     assert not mask.any()
-    image[:] = 0.5
-    assert lay(image, mask, (mark, matrix, {"wrap": False}), (0, 0), 0.5, "normal")
+    image[:] = 128
+    assert abs(lay(image, mask, mark, matrix, 0.5, "normal") - 63.5) <= 0.5
     assert mask.sum() == 100 and mask[5:15, 5:15].all()
+    assert lay(image, mask, mark, matrix + [[0, 0, 40], [0, 0, 0]], 0.5, "normal") is None      # outside
 
 
-@pytest.mark.parametrize("mode, expected", [("normal", 0.55), ("multiply", 0.32), ("screen", 0.68),
-                                            ("overlay", 0.44), ("soft light", 0.4288)])
-def test_blend_modes_against_their_definitions(mode, expected):
-    u, c, a = 0.4, 0.7, 1.0                                        # opaque colour c on photo u, then at half
-    opaque = {"normal": c, "multiply": u * c, "screen": 1 - (1 - u) * (1 - c), "overlay": 2 * u * c,
-              "soft light": (1 - 2 * c) * u * u + 2 * c * u}[mode]
-    layer = np.float32([[[c * a] * 3 + [a]]])
-    got = blend(np.full((1, 1, 3), u, np.float32), layer, 0.5, mode)
-    assert np.allclose(got, (u + opaque) / 2, atol=1e-6)
-    assert mode in ("overlay", "soft light", "multiply", "screen") or np.allclose(got, expected, atol=1e-6)
-    layer[..., :3] *= 0.5                                          # premultiplied: half alpha is half opacity
-    layer[..., 3] *= 0.5
-    assert np.allclose(blend(np.full((1, 1, 3), u, np.float32), layer, 1.0, mode), got, atol=1e-6)
+@pytest.mark.parametrize("mode", ["normal", "multiply", "screen", "overlay", "soft light"])
+def test_blend_modes_against_their_definitions(mode):
+    rng = np.random.default_rng(0)
+    u, c = rng.integers(0, 256, (2, 50, 60, 3)).astype(np.uint8)
+    a = rng.integers(0, 256, (50, 60, 1)).astype(np.uint8)
+    p = (c / 255 * a + 0.5).astype(np.uint8)                       # premultiplied
+    U, C, A = u / 255, np.divide(p, a, out=np.zeros(p.shape), where=a > 0), a / 255
+    B = {"normal": C, "multiply": U * C, "screen": 1 - (1 - U) * (1 - C),
+         "overlay": np.where(U < 0.5, 2 * U * C, 1 - 2 * (1 - U) * (1 - C)),
+         "soft light": (1 - 2 * C) * U * U + 2 * C * U}[mode]
+    for opacity in (0.3, 1.0):
+        expected = 255 * (U * (1 - A * opacity) + B * A * opacity)
+        got = blend(u, np.dstack([p, a]), opacity, mode)
+        assert got.dtype == np.uint8 and np.abs(got - np.clip(expected, 0, 255)).max() <= 0.51
+
+
+def test_a_placed_mark_has_the_size_and_place_asked_for():
+    mark = np.full((40, 60, 4), 255, np.uint8)
+    for w, h in ((60, 40), (30, 20), (90, 30)):
+        layer, (rows, columns) = synth.warp(mark, synth.placement(mark, w, h, 0, 12, 7), 200, 150)
+        ys, xs = np.nonzero(layer[..., 3] > 127)
+        assert (xs.min() + columns.start, ys.min() + rows.start) == (12, 7)
+        assert (np.ptp(xs) + 1, np.ptp(ys) + 1) == (w, h)
+    W, H = synth.turned_size(60, 40, 90)
+    assert (W, H) == (40, 60) and synth.turned_size(60, 40, 0) == (60, 40)
+    layer, (rows, columns) = synth.warp(mark, synth.placement(mark, 60, 40, 90, 50, 50), 200, 150)
+    ys, xs = np.nonzero(layer[..., 3] > 127)
+    assert (np.ptp(xs) + 1, np.ptp(ys) + 1) == (40, 60)            # turned about its own centre
+    assert abs(xs.mean() + columns.start - 79.5) < 0.6 and abs(ys.mean() + rows.start - 69.5) < 0.6
 
 
 # ---------------------------------------------------------------- kinds and text
@@ -112,11 +131,27 @@ def test_every_kind_of_mark_appears_and_is_named(samples):
 
 def test_tiles_repeat_over_the_whole_picture(logos):
     marks = Marks([], [])
-    cell = np.zeros((20, 30, 4), np.float32)
+    cell = np.zeros((20, 30, 4), np.uint8)
     cell[5:10, 5:10] = 1
     layer, _ = synth.warp(cell, np.float64([[1, 0, 0], [0, 1, 0]]), 90, 60, wrap=True)
     assert np.array_equal(layer[:20, :30], layer[40:60, 60:90]) and layer[..., 3].sum() == 9 * 25
     assert marks.any_logo(np.random.default_rng(0)) is None
+
+
+def test_text_on_a_ring_keeps_its_distance_from_the_middle():
+    a = np.full((10, 100), 255, np.uint8)
+    ring = synth.bend(a, 50)
+    ys, xs = np.nonzero(ring > 127)
+    distance = np.hypot(xs - 50, ys - 50)
+    assert 38.5 <= distance.min() and distance.max() <= 51 and ring.shape == (100, 100)
+    assert abs(xs.mean() - 50) < 1 and ys.mean() < 20              # its middle is at the top
+    assert abs((ring > 127).sum() / (100 * 10 * 45 / 50) - 1) < 0.1
+
+
+def test_one_kind_alone_can_be_asked_for(photos, logos):
+    for kind in synth.KINDS:
+        only = Synth(photos, logos, size=96, kinds={kind: 1})
+        assert {m["kind"] for i in range(8) for m in only.make_sample(0, i)[2]["marks"]} == {kind}
 
 
 def test_text_in_another_script_only_where_the_font_has_it():
@@ -128,22 +163,90 @@ def test_text_in_another_script_only_where_the_font_has_it():
 
 # ---------------------------------------------------------------- published recipes
 
-def test_logo_recipes_keep_their_ranges(photos, logos):
-    for recipe, low, high in (("logo-l", 0.35, 0.60), ("logo-h", 0.60, 0.85), ("logo-gray", 0.35, 0.60)):
-        metas = [Synth(photos, logos, recipe).make_sample(0, i)[2]["marks"][0] for i in range(60)]
-        opacity = [m["opacity"] for m in metas]
-        assert low <= min(opacity) and max(opacity) <= high
-        assert abs(np.mean(opacity) - (low + high) / 2) < 0.04
-        assert all(low * 119 <= m["width"] == m["height"] <= high * 129 for m in metas)
+def draws(photos, logos, recipe, n=2000) -> list[dict]:
+    recipe = Synth(photos, logos, recipe)
+    return [recipe.make_sample(7, i)[2] for i in range(n)]
 
 
-def test_reference_recipe(photos, logos):
-    metas = [Synth(photos, logos, "reference").make_sample(0, i)[2]["marks"] for i in range(80)]
-    assert {len(m) for m in metas} == {1, 2, 3, 4, 5}
-    marks = [m for group in metas for m in group]
-    assert {m["blend"] for m in marks} == {"normal", "multiply", "overlay"}
-    assert (0.3 <= min(m["opacity"] for m in marks)
-            and abs(np.mean([m["angle"] == 0 for m in marks]) - 0.5) < 0.12)
+def near(values, mean: float, sd: float) -> bool:
+    """Within four standard errors of the law's mean."""
+    return abs(np.mean(values) - mean) < 4 * sd / len(values) ** 0.5
+
+
+SD = 12 ** -0.5                # of U(0, 1)
+
+
+@pytest.mark.parametrize("recipe, low, high", [("logo-l", 0.35, 0.60), ("logo-h", 0.60, 0.85),
+                                               ("logo-gray", 0.35, 0.60)])
+def test_the_logo_recipes_follow_their_law(photos, logos, recipe, low, high):
+    metas = draws(photos / "train", logos, recipe)
+    marks = [meta["marks"][0] for meta in metas]
+    assert all(len(meta["marks"]) == 1 and meta["jpeg"] is None for meta in metas)
+    opacity, width = (np.array([m[k] for m in marks]) for k in ("opacity", "width"))
+    assert low <= opacity.min() and opacity.max() <= high
+    assert near(opacity, (low + high) / 2, SD * (high - low))
+    assert near([m["angle"] for m in marks], 180, SD * 360)
+    assert all(m["height"] == m["width"] and m["blend"] == "normal" for m in marks)
+    square = np.array([int(meta["photo"][:-4]) % 3 == 2 for meta in metas])      # conftest: 128 x 128
+    sides = width[square] / 128                                    # the least of two U(low, high)
+    assert low - 0.005 <= sides.min() and sides.max() <= high + 0.005
+    assert near(sides, low + (high - low) / 3, (high - low) / 18 ** 0.5)
+
+
+def test_the_reference_recipe_follows_its_law(photos, logos):
+    metas = draws(photos / "train", logos, "reference")
+    marks = [m for meta in metas for m in meta["marks"]]
+    assert near([len(meta["marks"]) for meta in metas], 3, 2 ** 0.5)
+    assert {len(meta["marks"]) for meta in metas} == {1, 2, 3, 4, 5}
+    assert near([m["opacity"] for m in marks], 0.65, SD * 0.7)
+    assert all(near([m["blend"] == b for m in marks], 1 / 3, 0.47) for b in ("normal", "multiply", "overlay"))
+    assert near([m["angle"] == 0 for m in marks], 0.5, 0.5)
+    assert near([m["angle"] for m in marks if m["angle"]], 180, SD * 360)
+    whole = (200, 200, 128 * 2 ** 0.5)                             # diagonals of conftest's shapes
+    diagonal = [np.hypot(m["width"], m["height"]) / whole[int(meta["photo"][:-4]) % 3]
+                for meta in metas for m in meta["marks"]]
+    assert near(diagonal, 0.375, SD * 0.65) and 0.04 < min(diagonal) and max(diagonal) < 0.72
+    for meta in metas:                                             # at least 10 pixels inside
+        W, H = ((160, 120), (120, 160), (128, 128))[int(meta["photo"][:-4]) % 3]
+        for m in meta["marks"]:
+            w, h = synth.turned_size(m["width"], m["height"], m["angle"])
+            assert min(10, w) <= m["x"] + w and m["x"] <= W - min(10, w)
+            assert min(10, h) <= m["y"] + h and m["y"] <= H - min(10, h)
+
+
+def test_the_clwd_recipe_follows_its_law(photos, logos):
+    metas = draws(photos / "train", logos, "clwd")           # 256 x 256 each, so the slowest
+    marks = [meta["marks"][0] for meta in metas]
+    assert all(len(meta["marks"]) == 1 and meta["jpeg"] == 75 for meta in metas)
+    for side in ("width", "height"):
+        assert near([m[side] for m in marks], 133, SD * 247)
+        assert {10 <= m[side] <= 256 for m in marks} == {True}
+    assert near([m["opacity"] for m in marks], 0.5, SD * 0.4)
+    assert {m["blend"] for m in marks} == {"normal"}
+    for m in marks:                                                # wholly inside
+        w, h = synth.turned_size(m["width"], m["height"], m["angle"])
+        assert m["x"] >= 0 and m["y"] >= 0 and m["x"] + w <= 256 and m["y"] + h <= 256
+
+
+@pytest.mark.parametrize("recipe", ["reference", "logo-l", "logo-h", "logo-gray"])
+def test_truth_of_the_pasted_recipes_is_any_alpha(photos, logos, recipe, monkeypatch):
+    marked = Synth(photos, logos, recipe)
+    monkeypatch.setattr(synth, "pick", lambda rng, options, weights=None: options[0])      # blend: normal
+    for i in range(12):
+        changed = False
+        for level in (0, 255):                                     # whatever its colour, one of them shows it
+            ground = np.full((150, 200, 3), level, np.uint8)
+            monkeypatch.setattr(Synth, "background", lambda self, rng: (ground.copy(), "plain"))
+            image, mask, _ = marked.make_sample(0, i)
+            changed |= (image != level).any(0)
+        assert not (changed & (mask[0] == 0)).any()
+        assert mask.sum() <= 1.1 * changed.sum()                   # less the rim that rounds to nothing
+
+
+def test_logo_gray_has_no_colour(photos, logos, monkeypatch):
+    monkeypatch.setattr(Synth, "background", lambda self, rng: (np.full((90, 90, 3), 99, np.uint8), "plain"))
+    images = [Synth(photos, logos, "logo-gray").make_sample(0, i)[0].astype(int) for i in range(12)]
+    assert np.ptp(images, axis=1).max() <= 1 and np.ptp(images) > 50
 
 
 def test_clwd_truth_is_the_visible_difference(photos, logos, monkeypatch):
@@ -222,7 +325,23 @@ def test_awkward_logos(tmp_path, capsys):
     assert load_logo(str(tmp_path / "good.png"))[0].shape == (20, 40, 4)         # cropped to what is there
     err = capsys.readouterr().err
     assert all(f"{name}.png" in err for name in ("opaque", "empty", "dot", "broken"))
-    assert "alpha channel" in err
+    assert "alpha channel" in err and "--cut-out" in err
+
+
+def test_surroundings_are_cut_out_only_where_asked(tmp_path, capsys):
+    logo = np.full((40, 60, 3), 255, np.uint8)
+    logo[10:30, 10:50] = (200, 30, 30)
+    logo[15:25, 20:40] = 255                                       # white inside the mark is the mark's
+    Image.fromarray(logo).save(tmp_path / "white.png")
+    Image.fromarray(255 - logo).save(tmp_path / "black.png")
+    for name in ("white", "black"):
+        path = str(tmp_path / f"{name}.png")
+        assert load_logo(path) is None
+        cut = load_logo(path, cut_out=True)[0]
+        assert cut.shape == (20, 40, 4) and (cut[..., 3] == 255).all()
+    assert capsys.readouterr().err.count("--cut-out") == 2
+    argv = [str(tmp_path / "x.png"), "--logos", str(tmp_path), "--recipe", "clwd", "--n", "2"]
+    assert synth.main(argv) == 2 and synth.main([*argv, "--cut-out"]) == 0
 
 
 def test_photos_of_every_mode(tmp_path):
@@ -243,6 +362,14 @@ def test_photos_of_every_mode(tmp_path):
     assert abs(int(synth.read_photo(str(tmp_path / "deep.png")).mean()) - 40000 // 257) <= 1
 
 
+def test_a_photo_of_400_megapixels_costs_no_memory(tmp_path, capsys, monkeypatch):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "vast.png")
+    assert synth.read_photo(str(tmp_path / "vast.png")) is None and "megapixels" in capsys.readouterr().err
+    monkeypatch.setattr(synth, "MAX_PIXELS", 10**6)                # a JPEG decodes at an eighth of its size
+    Image.new("RGB", (9000, 3000)).save(tmp_path / "wide.jpg")
+    assert synth.read_photo(str(tmp_path / "wide.jpg")).shape == (375, 1125, 3)
+
+
 @pytest.mark.parametrize("argv", [["x.png", "--images", "nowhere"], ["x.png", "--logos", "nowhere"],
                                   ["x.png", "--images", "EMPTY"],
                                   ["x.png", "--recipe", "clwd", "--logos", "EMPTY"]])
@@ -261,6 +388,8 @@ def test_preview(tmp_path, photos, logos):
     out = tmp_path / "preview.png"
     assert synth.main([str(out), "--images", str(photos), "--n", "7", "--seed", "3", "--size", "64"]) == 0
     assert Image.open(out).size == (6 * 320, 4 * 320)
+    assert synth.main([str(out), "--images", str(photos), "--kinds"]) == 0
+    assert Image.open(out).size[1] == 200 * len(synth.KINDS)
 
 
 def test_export_is_byte_identical_for_any_worker_count_and_restartable(tmp_path, photos):
