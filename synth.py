@@ -33,7 +33,7 @@ MASK_ALPHA = 0.08          # a pixel is the mark's where the mark's own alpha, b
 MIN_CHANGE = 8             # levels of 255: a mark that changes its pixels by less is drawn anew, not labelled
 HELD_OUT = 10              # per cent of the files that training never sees, by a hash of the file name
 MAX_LOGO = 512             # logos are kept at this longest side, in pixels; larger ones are shrunk
-LOGO_CACHE = 600           # logos kept decoded in each process: 120 MB of logos of 224 pixels
+LOGO_CACHE = 800           # logos kept decoded in each process: 150 MB of logos of 224 pixels
 PHOTO_SIDE = 1024          # photos are decoded at reduced size as long as the longest side stays above this
 MAX_PIXELS = 100_000_000   # pictures beyond this are left out, JPEG photos excepted: those decode at 1/8
 RETRIES = 5                # how often a mark that cannot be seen is drawn anew before the sample goes without
@@ -348,12 +348,11 @@ def load_logo(path: str, cut_out: bool = False) -> tuple[np.ndarray, ...] | None
     """The logo as a mark, cropped, at full, half, quarter ... size; None if it cannot serve."""
     if (rgba := read_logo(path, cut_out)) is None:
         return None
-    x, y, w, h = cv2.boundingRect((rgba[..., 3] > 255 * MASK_ALPHA).astype(np.uint8))
+    x, y, w, h = cv2.boundingRect(cv2.inRange(cv2.extractChannel(rgba, 3), int(255 * MASK_ALPHA) + 1, 255))
     if min(w, h) < 3:
         warn_once(f"{path} is empty, or smaller than 3 pixels, and is left out")
         return None
-    rgba = np.ascontiguousarray(rgba[y:y + h, x:x + w])
-    rgba[..., :3] = cv2.multiply(rgba[..., :3], cv2.merge([rgba[..., 3]] * 3), scale=1 / 255)
+    rgba = cv2.cvtColor(rgba[y:y + h, x:x + w], cv2.COLOR_RGBA2mRGBA)           # premultiplied
     if (shrink := MAX_LOGO / max(w, h)) < 1:
         rgba = cv2.resize(rgba, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     levels = [rgba]
@@ -465,7 +464,7 @@ class Marks:
         return stack([emblem, tint(word, pick_colour(rng))], axis, gap)
 
     def stamp(self, rng, longest: float) -> np.ndarray:
-        """Text in a box, between two rings, or along a ring with a logo or letters inside."""
+        """Text in a box, inside two rings, or along a ring with a logo or letters inside."""
         kind, colour = rng.random(), pick_colour(rng)
         if kind < 0.75:
             word = self.word(rng, longest * rng.uniform(0.08, 0.2))
@@ -480,7 +479,9 @@ class Marks:
                 cv2.circle(a, (a.shape[1] // 2,) * 2, int(a.shape[1] * r), 255, line, cv2.LINE_AA)
             return tint(a, colour)
         radius = max(24, round(longest * rng.uniform(0.25, 0.5)))
-        text = self.word(rng, radius * rng.uniform(0.15, 0.3))[:radius // 2]
+        font = self.font(rng)
+        text = " · ".join(make_text(rng, font) for _ in range(2)).upper()        # long, as around seals
+        text = draw_glyphs(text, font, max(9, int(radius * rng.uniform(0.15, 0.3))))[:radius // 2]
         a = pad(bend(text, radius), max(3, radius // 8))
         middle, line = (a.shape[0] // 2,) * 2, max(1, radius // pick(rng, (20, 40)))
         for r in (1.06, 0.94 - text.shape[0] / radius)[:pick(rng, (0, 1, 2))]:
@@ -623,7 +624,7 @@ def warp(mark: np.ndarray, matrix: np.ndarray, W: int, H: int, wrap: bool = Fals
     """The mark on a W x H picture -> (the part that lands in it, (row, column slices)); None if outside."""
     x0, y0, x1, y1 = 0, 0, W, H
     if not wrap:
-        (a, b, c), (d, e, f) = matrix.tolist()
+        (a, b, c), (d, e, f) = matrix.tolist()                     # corners of the mark, and a pixel around
         w, h = mark.shape[1], mark.shape[0]
         xs, ys = zip(*((a * x + b * y + c, d * x + e * y + f) for x in (-1, w) for y in (-1, h)))
         x0, y0 = max(math.floor(min(xs)), 0), max(math.floor(min(ys)), 0)
@@ -928,17 +929,19 @@ def contact_sheet(synth: Synth, seed: int, n: int, cell: int = 320, columns: int
     return sheet
 
 
-def sheet_of_kinds(images, logos, seed: int, cell: int = 200, columns: int = 5) -> Image.Image:
+def sheet_of_kinds(images, logos, seed: int, cell: tuple[int, int] = (300, 200), columns=4) -> Image.Image:
     """A row for each kind of mark in the default recipe, its name before it."""
-    sheet = Image.new("RGB", (columns * cell + 80, len(KINDS) * cell), "white")
-    pen = ImageDraw.Draw(sheet)
+    sheet = Image.new("RGB", (columns * cell[0] + 80, len(KINDS) * cell[1]), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
     for row, kind in enumerate(KINDS):
-        synth, i = Synth(images, logos, size=cell - 6, kinds={kind: 1}), 0
-        pen.text((8, (row + 0.5) * cell), kind, "black", font=ImageFont.load_default(18), anchor="lm")
+        synth, i = Synth(images, logos, kinds={kind: 1}), 0
+        pen.text((8, (row + 0.5) * cell[1]), kind, "black", font=font, anchor="lm")
         for column in range(columns):
-            while not (sample := synth.make_sample(seed + row, i := i + 1))[1].any():
-                pass                              # a clean sample shows no mark
-            sheet.paste(Image.fromarray(sample[0].transpose(1, 2, 0)), (column * cell + 80, row * cell))
+            while (sample := synth.make_sample(seed + row, i := i + 1))[1].mean() < 0.002:
+                pass                              # a clean sample shows no mark, and some show next to nothing
+            thumb = Image.fromarray(sample[0].transpose(1, 2, 0))
+            thumb.thumbnail((cell[0] - 6, cell[1] - 6))
+            sheet.paste(thumb, (column * cell[0] + 80, row * cell[1]))
     return sheet
 
 
