@@ -488,8 +488,9 @@ class Marks:
             cv2.circle(a, middle, round(radius * r), 255, line, cv2.LINE_AA)
         mark, room = tint(a, colour), (radius - text.shape[0]) * 1.1
         inner = self.logo(rng, room) if rng.random() < 0.5 else tint(self.word(rng, room / 3), colour)
-        inner = inner[:, :a.shape[1]] if inner.shape[1] > room * 1.4 else inner
-        return over(mark, pad_to(inner, *a.shape)[:a.shape[0], :a.shape[1]])
+        if (scale := 1.3 * room / max(inner.shape[:2])) < 1:
+            inner = cv2.resize(inner, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        return over(mark, pad_to(inner, *a.shape))
 
     def unit(self, rng, longest: float) -> np.ndarray:
         """What is repeated over the picture."""
@@ -938,7 +939,7 @@ def sheet_of_kinds(images, logos, seed: int, cell: tuple[int, int] = (300, 200),
         pen.text((8, (row + 0.5) * cell[1]), kind, "black", font=font, anchor="lm")
         for column in range(columns):
             while (sample := synth.make_sample(seed + row, i := i + 1))[1].mean() < 0.002:
-                pass                              # a clean sample shows no mark, and some show next to nothing
+                pass                              # clean ones show no mark, some next to nothing
             thumb = Image.fromarray(sample[0].transpose(1, 2, 0))
             thumb.thumbnail((cell[0] - 6, cell[1] - 6))
             sheet.paste(thumb, (column * cell[0] + 80, row * cell[1]))
