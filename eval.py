@@ -606,7 +606,7 @@ def main(argv=None) -> int:
         print(f"eval.py: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("eval.py: stopped, nothing was written", file=sys.stderr)
+        print("eval.py: stopped before the end", file=sys.stderr)
         return 130
 
 

@@ -561,7 +561,7 @@ def test_ctrl_c_is_one_line(here, stub, capsys, monkeypatch):
         raise KeyboardInterrupt
     monkeypatch.setattr(ev, "predict_prob", stop)
     assert ev.main(["--n", "1", "--recipe", "default", "--json", "r.json"]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "eval.py: stopped, nothing was written"
+    assert capsys.readouterr().err.splitlines()[-1] == "eval.py: stopped before the end"
     assert not Path("r.json").exists()
 
 
