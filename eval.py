@@ -12,6 +12,7 @@ Read top to bottom: metrics, test sets, scoring, tables, drawings, command line.
 at a time and sample i is a pure function of (seed, i), so batches, workers and ranks cannot change a number.
 """
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -88,28 +89,30 @@ def interval(values: list) -> tuple[float, float]:
     """95 % percentile bootstrap of the mean; always the same resamples, so a number can be reproduced."""
     if not values:
         return float("nan"), float("nan")
-    rng, values = np.random.default_rng(0), np.asarray(values, float)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(BOOTSTRAP)]
-    low, high = np.percentile(means, (2.5, 97.5)).tolist()
+    chosen = np.random.default_rng(0).integers(len(values), size=(BOOTSTRAP, len(values)))
+    low, high = np.percentile(np.asarray(values, float)[chosen].mean(1), (2.5, 97.5)).tolist()
     return low, high
 
 
 def summarise(rows: list[dict]) -> dict[str, float]:
     """Counts of many pictures -> the metrics, as DEFINITIONS has them. NaN where there is nothing to divide.
 
-    excess: what is marked outside the truth, as a share of the picture (mean) and of the truth (dataset).
+    fully_covered: share of the marked pictures without a missed pixel. excess: what is marked outside the
+    truth, as a share of the picture (mean) and of the truth (dataset). Each mean has its _low and _high.
     """
     marked, clean = [r for r in rows if is_marked(r)], [r for r in rows if not is_marked(r)]
     dataset = ratios({k: sum(r[k] for r in rows) for k in ("tp", "fp", "fn")})
+    each = [ratios(r) for r in marked]
+    means = {"iou": [r["iou"] for r in each], "f1": [r["f1"] for r in each],
+             "recall_per_picture": [r["recall"] for r in each],
+             "fully_covered": [r["fn"] == 0 for r in marked],
+             "excess_per_picture": [r["fp"] / r["pixels"] for r in marked],
+             "false_alarm_rate": [is_false_alarm(r) for r in clean]}
     summary = {"n_marked": len(marked), "n_clean": len(clean)}
-    for name in ("iou", "f1"):
-        values = [ratios(r)[name] for r in marked]
+    for name, values in means.items():
         summary[name], (summary[f"{name}_low"], summary[f"{name}_high"]) = mean(values), interval(values)
-    return summary | {"dataset_iou": dataset["iou"], "dataset_f1": dataset["f1"],
-                      "precision": dataset["precision"], "recall": dataset["recall"],
-                      "excess_per_picture": mean([r["fp"] / r["pixels"] for r in marked]),
-                      "excess_per_mark": dataset["excess_per_mark"],
-                      "false_alarm_rate": mean([is_false_alarm(r) for r in clean])}
+    return summary | {"dataset_iou": dataset["iou"], "dataset_f1": dataset["f1"], "recall": dataset["recall"],
+                      "precision": dataset["precision"], "excess_per_mark": dataset["excess_per_mark"]}
 
 
 def summarise_curve(rows: list[dict]) -> dict[float, dict]:
@@ -126,7 +129,7 @@ def best_threshold(curve: dict[float, dict]) -> float:
 
 
 def summarise_dilation(rows: list[dict]) -> dict[str, dict]:
-    """radius -> metrics. An inpainting tool asks for recall (is every marked pixel covered?) and excess."""
+    """radius -> metrics. An inpainting tool asks: is every marked pixel covered, how much else is lost?"""
     marked = [r for r in rows if is_marked(r)]
     return {str(d): summarise([r["dilated"][k] for r in marked])
             for k, d in enumerate((*DILATIONS, "default"))}
@@ -197,13 +200,13 @@ def make_marked(synth: Synth, i: int):
 
 
 def make_clean(synth: Synth, i: int):
-    if not synth.photos:
-        image = generate_background(np.random.default_rng([synth.seed, i]))
-        return image, np.zeros(image.shape[:2], np.uint8), {"name": f"generated {i}", "notes": []}
-    image = read_photo(synth.photos[i])
+    if synth.photos:
+        name, image = synth.photos[i], read_photo(synth.photos[i])
+    else:
+        name, image = f"generated {i}", generate_background(np.random.default_rng([synth.seed, i]))
     if image is None:
-        return None, None, {"name": synth.photos[i], "notes": ["skipped, not a readable picture"]}
-    return image, np.zeros(image.shape[:2], np.uint8), {"name": synth.photos[i], "notes": []}
+        return None, None, {"name": name, "notes": ["skipped, not a readable picture"]}
+    return image, np.zeros(image.shape[:2], np.uint8), {"name": name, "notes": []}
 
 
 def synthetic_sets(images: Path | None, logos: Path, recipe: str | None, n: int, seed: int) -> list[Pictures]:
@@ -246,8 +249,11 @@ def folder_sets(folder: Path) -> list[Pictures]:
     if not pairs:
         raise ValueError(f"no picture in {folder / images} (looked for {' '.join(PHOTO_TYPES)})")
     if (folder / "meta.jsonl").is_file():         # an export of synth.py
-        for meta in map(json.loads, (folder / "meta.jsonl").read_text().splitlines()):
-            pairs.setdefault(meta["name"], ([], [], {}))[2].update(meta)
+        try:
+            for meta in map(json.loads, (folder / "meta.jsonl").read_text().splitlines()):
+                pairs.setdefault(meta["name"], ([], [], {}))[2].update(meta)
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{folder}/meta.jsonl has a line that synth.py never wrote: remove it") from e
     rule, n = f"mask file > {above:g} of 255", len(pairs)
     print(f"{folder} is read as {name}: {images}/ with {masks}/, {n} names, {rule}", file=sys.stderr)
     pairs = sorted(pairs.items())
@@ -266,13 +272,14 @@ def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
         with Image.open(masks[0]) as file:
             mask = np.asarray(file.convert("RGB")).max(2)                         # (H, W)
         if mask.shape != image.shape[:2]:
-            sizes = "an image of {1}x{0} and a mask of {4}x{3} pixels".format(*image.shape, *mask.shape)
+            sizes = "sizes differ: image {1}x{0}, mask {4}x{3}".format(*image.shape, *mask.shape)
             if layout[0] != "LOGO":               # whose own loaders resize
                 raise ValueError(sizes)
-            notes.append(f"resized by nearest, {sizes}")
+            notes.append(f"mask resized by nearest, {sizes}")
             mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     except (OSError, ValueError, SyntaxError) as e:
-        notes.append(f"skipped, {first_line(e)}")
+        known = isinstance(e, ValueError)
+        notes.append(f"skipped, {'' if known else 'not a readable picture: '}{first_line(e)}")
         return None, None, meta
     if above > 1 and not np.isin(mask, (0, 255)).all():
         notes.append(f"mask is not binary, taken as > {above:g}")
@@ -298,7 +305,7 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
     loader = DataLoader(Subset(pictures, share), batch_size=None, num_workers=workers, collate_fn=tuple)
     was, rows = net.training, []
     net.eval()
-    bar = tqdm(loader, desc=pictures.name, unit="picture", leave=False, disable=None if rank == 0 else True)
+    bar = tqdm(loader, desc=pictures.name, unit="picture", leave=False, disable=None)
     for i, (image, truth, meta) in zip(share, bar):
         rows.append({"index": i, "meta": meta})
         if image is not None:
@@ -330,10 +337,10 @@ def print_table(title: str, table: dict, columns: str) -> None:
             return str(value)
         if value != value:                        # NaN
             return "-"
-        if key.endswith("rate") or key.startswith("excess"):
-            return f"{100 * value:.1f} %"
-        low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
-        return f"{value:.3f}" if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+        numbers = [value, *(values[f"{key}_{end}"] for end in ("low", "high") if f"{key}_{end}" in values)]
+        percent = key.endswith(("rate", "covered")) or key.startswith("excess")
+        value, *ends = (f"{100 * v:.1f}" if percent else f"{v:.3f}" for v in numbers)
+        return value + " %" * percent + (f" [{', '.join(ends)}]" if ends else "")
 
     keys = columns.split()
     lines = [[title, *(key.replace("_", " ").replace("iou", "IoU").replace("f1", "F1") for key in keys)]]
@@ -356,21 +363,27 @@ def print_report(report: dict) -> None:
     print_table("pictures", report["breakdown"], "n_marked iou recall precision")
     print(f"Of {first}, marked pictures only: dilation in pixels "
           "(default: predict.py's, which grows with the picture).\n"
-          "Excess: what is marked outside the truth, as a share of the picture, and of the mark.")
-    print_table("dilate", report["dilation"], "recall excess_per_picture excess_per_mark")
+          "Fully covered: share of the pictures without a missed pixel. Excess: what is marked outside the\n"
+          "truth, as a share of the picture, and of the mark.")
+    print_table("dilate", report["dilation"],
+                "recall recall_per_picture fully_covered excess_per_picture excess_per_mark")
     print(f"Of {first}: the plain mask at other thresholds. "
           "To choose one is --tune's work, on validation samples.")
     print_table("threshold", report["curve"], CURVE)
 
 
 def write_csv(path: Path, sets: list[Pictures], results: list[list[dict]]) -> None:
+    """A line for every picture of every set; scores as in ratios, NaN where the truth is empty."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer, head = csv.writer(file), ["set", "name", "tp", "fp", "fn", "pixels", "iou", "f1", *BINS]
+        writer = csv.writer(file)
+        head = ["set", "name", "tp", "fp", "fn", "pixels", "iou", "f1", *BINS, "notes"]
         writer.writerow(head)
         for pictures, rows in zip(sets, results):
-            for row in rows:
-                values = row | ratios(row) | traits(row)
-                writer.writerow([pictures.name, row["meta"]["name"], *(values[key] for key in head[2:])])
+            for row in rows:                      # a skipped picture has no scores, and its notes say why
+                values = row | ratios(row) | traits(row) if "tp" in row else {}
+                values |= {"set": pictures.name, "name": row["meta"]["name"],
+                           "notes": "; ".join(row["meta"]["notes"])}
+                writer.writerow([values.get(key) for key in head])
 
 
 # ---------------------------------------------------------------- drawings
@@ -378,17 +391,19 @@ def write_csv(path: Path, sets: list[Pictures], results: list[list[dict]]) -> No
 def draw_worst(net: nn.Module, pictures: Pictures, rows: list[dict], n: int, radius: int) -> Image.Image:
     """The n lowest IoU (a false alarm is 0, a clean picture left clean 1), of equals the most wrong pixels.
 
-    Two columns of image, truth, prediction; wrongly marked pixels are red.
+    Two columns of image, truth, prediction under a line that says so; wrongly marked pixels are red.
     """
     def quality(row: dict) -> tuple:
         return (ratios(row)["iou"] if is_marked(row) else float(not is_false_alarm(row)),
                 -row["fp"] - row["fn"])
 
     worst, cell = sorted(rows, key=quality)[:n], 256              # pixels
-    sheet = Image.new("RGB", (6 * cell, -(-len(worst) // 2) * (cell + 16)), "white")
+    sheet = Image.new("RGB", (6 * cell, 20 + -(-len(worst) // 2) * (cell + 16)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw.text((0, 2), f"{pictures.name}, the {len(worst)} worst of {len(rows)}: image, truth, prediction "
+              "(white: right, red: wrongly marked)", "black", font)
     for k, row in enumerate(worst):
-        x, y = k % 2 * 3 * cell, k // 2 * (cell + 16)
+        x, y = k % 2 * 3 * cell, 20 + k // 2 * (cell + 16)
         image, truth, meta = pictures[row["index"]]
         mask = to_mask(predict_prob(net, image), net.threshold, radius)
         prediction = np.repeat(mask[..., None], 3, axis=2)                        # (H, W, 3)
@@ -405,17 +420,19 @@ def draw_worst(net: nn.Module, pictures: Pictures, rows: list[dict], n: int, rad
     return sheet
 
 
-def draw_breakdown(table: dict[str, dict]) -> Image.Image:
+def draw_breakdown(table: dict[str, dict], title: str) -> Image.Image:
     """The IoU of every bin as a bar, with its 95 % interval as a line."""
     left, scale, step = 140, 480, 20                              # pixels
-    picture = Image.new("RGB", (left + scale + 120, step * (len(table) + 1)), "white")
+    picture = Image.new("RGB", (left + scale + 120, step * (len(table) + 2)), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
     for tick in range(0, 11, 2):
         x = left + scale * tick // 10
-        draw.line((x, step, x, picture.height), (220, 220, 220))
-        draw.text((x, step / 2), f"IoU {tick / 10}", "black", font, anchor="mm")
+        draw.line((x, 2 * step, x, picture.height), (220, 220, 220))
+        draw.text((x, 1.5 * step), f"IoU {tick / 10}", "black", font, anchor="mm")
+    draw.text((picture.width // 2, step / 2), f"{title}: mean IoU by what matters, 95 % interval",
+              "black", font, anchor="mm")
     previous = ""
-    for k, (name, values) in enumerate(table.items(), 1):
+    for k, (name, values) in enumerate(table.items(), 2):
         y, axis = k * step + step // 2, name.split("/")[0]
         if axis != previous:
             draw.line((0, k * step, picture.width, k * step), (170, 170, 170))
@@ -431,66 +448,80 @@ def draw_breakdown(table: dict[str, dict]) -> Image.Image:
 
 # ---------------------------------------------------------------- command line
 
+IDLE = {"compare": "weights tune csv worst plot",             # a flag, and what would do nothing beside it
+        "tune": "folder threshold dilate seed json csv worst plot", "folder": "images logos recipe n seed"}
+
+
 def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
     # on what
-    parser.add_argument("folder", nargs="?", type=Path,
-                        help="a data set's split on disk (default: held-out samples)")
-    parser.add_argument("--images", type=Path,
-                        help="photos; the held-out share (default: generated backgrounds)")
-    parser.add_argument("--logos", type=Path, default=Path(__file__).parent / "logos",
-                        help="logos and fonts; the held-out share (default: %(default)s)")
-    parser.add_argument("--recipe", choices=RECIPES, help="only this one (default: all)")
-    parser.add_argument("--n", type=int, default=200,
-                        help="samples of each recipe; lower it if you cannot wait (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=TEST_SEED,
-                        help=f"other samples; {VALIDATION_SEED} is validation, no test "
-                             "(default: %(default)s)")
+    add("folder", nargs="?", type=Path, help="a data set's split on disk (default: held-out samples)")
+    add("--images", type=Path, help="photos; the held-out share (default: generated backgrounds)")
+    add("--logos", type=Path, default=Path(__file__).parent / "logos",
+        help="logos and fonts; the held-out share (default: %(default)s)")
+    add("--recipe", choices=RECIPES, help="only this one (default: all)")
+    add("--n", type=int, default=200, help="samples of each recipe; fewer are faster (default: %(default)s)")
+    add("--seed", type=int, default=TEST_SEED,
+        help=f"other samples; {VALIDATION_SEED} is validation, no test (default: %(default)s)")
     # which masks
-    parser.add_argument("--weights", type=Path, default=WEIGHTS,
-                        help="best.pt, last.pt or a release (default: %(default)s)")
-    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"),
-                        help="two weights on the same pictures")
-    parser.add_argument("--threshold", type=float,
-                        help="probability that marks a pixel (default: the weights' own)")
-    parser.add_argument("--dilate", type=int, default=0,
-                        help="radius in pixels, before scoring (default: %(default)s)")
-    parser.add_argument("--device", default="auto",
-                        help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
+    add("--weights", type=Path, default=WEIGHTS, help="best.pt, last.pt or a release (default: %(default)s)")
+    add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two weights on the same pictures")
+    add("--threshold", type=float, help="probability that marks a pixel (default: the weights' own)")
+    add("--dilate", type=int, default=0, help="radius in pixels, before scoring (default: %(default)s)")
+    add("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
     # what else is done
-    parser.add_argument("--tune", action="store_true",
-                        help="no table: store the threshold of the best IoU on validation samples "
-                             "in --weights")
-    parser.add_argument("--json", type=Path, metavar="FILE",
-                        help="what the tables say, and all names of odd files")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="a line for every picture")
-    parser.add_argument("--worst", type=int, metavar="N",
-                        help=f"draw the N worst of the first line to {WORST}")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the breakdown (.png)")
+    add("--tune", action="store_true",
+        help="store in --weights the threshold of the best IoU on validation samples")
+    add("--json", type=Path, metavar="FILE", help="what the tables say, and all names of odd files")
+    add("--csv", type=Path, metavar="FILE", help="a line for every picture; of a skipped one, why")
+    add("--worst", type=int, metavar="N", help=f"draw the N worst of the first line to {WORST}")
+    add("--plot", type=Path, metavar="FILE", help="draw the breakdown (.png)")
     args = parser.parse_args(argv)
-    worst, threshold = (1 if args.worst is None else args.worst,
-                        0.5 if args.threshold is None else args.threshold)
-    if min(args.n, worst) < 1 or args.dilate < 0 or not 0 < threshold < 1:
-        raise ValueError("--n and --worst must be at least 1, --dilate at least 0, "
+    if (args.n < 1 or args.worst is not None and args.worst < 1 or args.dilate < 0 or args.seed < 0
+            or args.threshold is not None and not 0 < args.threshold < 1):
+        raise ValueError("--n and --worst must be at least 1, --dilate and --seed at least 0, "
                          "--threshold between 0 and 1")
-    if args.compare and (args.tune or args.csv or args.worst or args.plot):
-        raise ValueError("--compare prints one table: it takes no --tune, --csv, --worst or --plot")
-    if args.tune and (args.folder or args.threshold):
-        raise ValueError("--tune finds the threshold on validation samples: "
-                         "it takes no folder and no --threshold")
+    given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
+    for flag in given & set(IDLE):
+        if idle := " ".join(f"--{key}" for key in IDLE[flag].split() if key in given):
+            sentence = f"beside --{flag}, {idle} would do nothing: leave one out"
+            raise ValueError(sentence.replace("--folder", "a folder"))
+    if args.plot and args.plot.suffix.lower() not in PHOTO_TYPES:
+        raise ValueError(f"--plot {args.plot} is no picture's name: call it breakdown.png")
     return args
 
 
+def check_outputs(args: argparse.Namespace, outputs: list[Path]) -> None:
+    """OSError or ValueError where one cannot be written, or is an input: now, not minutes later."""
+    weights = [path.resolve() for path in args.compare or [args.weights]]
+    inputs = [folder.resolve() for folder in (args.folder, args.images, args.logos) if folder]
+    if len(set(outputs)) < len(outputs):
+        raise ValueError("one file is named for two outputs")
+    for path in outputs:
+        new, place = not path.exists(), path.resolve()
+        read = path.suffix.lower() not in (".json", ".csv")    # those are nothing that is read
+        if place in weights or not new and read and any(folder in place.parents for folder in inputs):
+            raise ValueError(f"{path} is an input and is not overwritten: choose another name or folder")
+        path.open("ab").close()                   # its OSError says what is wrong
+        if new:
+            path.unlink()
+    if args.tune and not os.access(args.weights.parent, os.W_OK):
+        raise ValueError(f"--tune stores the threshold in {args.weights}, and its folder is read-only")
+
+
 def report_notes(rows: list[dict]) -> dict[str, list[str]]:
-    """Says on stderr which files were skipped or are odd. -> what -> names"""
+    """Says on stderr which files were skipped or are odd. -> what -> names. The csv has the details."""
     notes = {}
     for meta in (row["meta"] for row in rows):
         for note in meta["notes"]:
-            notes.setdefault(note, []).append(meta["name"])
+            notes.setdefault(note.split(":")[0], []).append(meta["name"])
     for note, names in notes.items():
         print(f"{note}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})",
               file=sys.stderr)
+    if skipped := sum("tp" not in row for row in rows):
+        print(f"{skipped} of {len(rows)} pictures were skipped and have no score", file=sys.stderr)
     return notes
 
 
@@ -499,24 +530,28 @@ def run(args: argparse.Namespace, rank: int, world: int) -> int:
     nets = [load_model(path, device) for path in args.compare or [args.weights]]
     for net in nets:
         net.threshold = args.threshold or net.threshold
+    outputs = list(filter(None, (args.json, args.csv, args.plot, args.worst and WORST)))
+    if rank == 0:
+        check_outputs(args, outputs)
     if args.folder:
         sets = folder_sets(args.folder)
     elif args.tune:
         sets = synthetic_sets(args.images, args.logos, args.recipe or "default", args.n, VALIDATION_SEED)[:1]
     else:
         sets = synthetic_sets(args.images, args.logos, args.recipe, args.n, args.seed)
-    if rank == 0:
-        print(f"{device}: {why}", file=sys.stderr)
-        if not args.images and not args.folder:
-            print(f"no --images: generated backgrounds with the held-out part of {args.logos}; "
-                  "photos are the test", file=sys.stderr)
+    print(f"{device}: {why}", file=sys.stderr)
+    if not args.images and not args.folder:
+        print(f"no --images: generated backgrounds with the held-out part of {args.logos}; "
+              "photos are the test", file=sys.stderr)
     results = [[score(net, pictures, args.dilate, rank, world) for pictures in sets] for net in nets]
     if rank:
         return 0
 
-    notes = report_notes(results[0][0] if args.folder else sum(results[0], []))
-    results = [[[row for row in rows if "tp" in row] for rows in scored] for scored in results]
-    rows, skipped = results[0][0], any(note.startswith("skipped") for note in notes)
+    # both sets of a folder are of the same files
+    all_rows = results[0][0] if args.folder else sum(results[0], [])
+    notes, skipped = report_notes(all_rows), any("tp" not in row for row in all_rows)
+    scored = [[[row for row in rows if "tp" in row] for rows in part] for part in results]
+    rows = scored[0][0]
     if not rows:
         raise ValueError("not one picture could be scored")
     if args.tune:
@@ -528,14 +563,15 @@ def run(args: argparse.Namespace, rank: int, world: int) -> int:
         return int(skipped)
     report = {"flags": vars(args), "thresholds": [net.threshold for net in nets], "notes": notes}
     if args.compare:
-        report["comparison"] = {s.name: compare(a, b) for s, a, b in zip(sets, *results)}
+        report["comparison"] = {s.name: compare(a, b) for s, a, b in zip(sets, *scored)}
         print_table("test set", report["comparison"],
                     "n_marked iou_A iou_B B_minus_A better A_false_alarm_rate B_false_alarm_rate")
         print("Mean IoU on the same pictures, [95 % paired bootstrap interval]; "
               "better: whose side of 0 it lies on.")
     else:
-        report |= {"sets": {s.name: summarise(part) | {"mask_rule": s.rule, "published": s.published}
-                            for s, part in zip(sets, results[0])},
+        report |= {"sets": {s.name: summarise(part) | {"n_skipped": len(s) - len(part), "mask_rule": s.rule,
+                                                       "published": s.published}
+                            for s, part in zip(sets, scored[0])},
                    "breakdown": breakdown(rows), "dilation": summarise_dilation(rows),
                    "curve": summarise_curve(rows)}
         print_report(report)
@@ -545,10 +581,10 @@ def run(args: argparse.Namespace, rank: int, world: int) -> int:
     if args.csv:
         write_csv(args.csv, sets, results[0])
     if args.plot:
-        draw_breakdown(report["breakdown"]).save(args.plot)
+        draw_breakdown(report["breakdown"], sets[0].name).save(args.plot)
     if args.worst:
         draw_worst(nets[0], sets[0], rows, args.worst, args.dilate).save(WORST)
-    for path in filter(None, (args.json, args.csv, args.plot, args.worst and WORST)):
+    for path in outputs:
         print(path, file=sys.stderr)
     return int(skipped)
 
@@ -559,7 +595,9 @@ def main(argv=None) -> int:
         args = parse(argv)
         if world > 1:
             dist.init_process_group("gloo")       # rows are plain Python and travel over the CPU
-        code = run(args, rank, world)
+        # rank 0 speaks for all, synth.py's notices too; an error may be one rank's own and is always told
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet if rank else sys.stderr):
+            code = run(args, rank, world)
         if world > 1:
             dist.barrier()                        # gloo can hang where one rank leaves while another works
             dist.destroy_process_group()
@@ -567,6 +605,9 @@ def main(argv=None) -> int:
     except (OSError, ValueError) as e:
         print(f"eval.py: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("eval.py: stopped before the end", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ def test_hand_computed_two_by_two():
     assert s["dataset_iou"] == 2 / 7 and s["dataset_f1"] == 4 / 9                 # tp 2, fp 4, fn 1
     assert s["precision"] == 2 / 6 and s["recall"] == 2 / 3
     assert s["excess_per_picture"] == (1 / 4 + 3 / 4) / 2 and s["excess_per_mark"] == 4 / 3
+    assert s["recall_per_picture"] == (1 / 2 + 1) / 2 and s["fully_covered"] == 1 / 2      # other is covered
+    assert (s["fully_covered_low"], s["fully_covered_high"]) == (0, 1)
     assert (s["iou_low"], s["iou_high"]) == pytest.approx((1 / 4, 1 / 3))
     assert (s["n_marked"], s["n_clean"]) == (2, 0) and np.isnan(s["false_alarm_rate"])
 
@@ -101,6 +103,7 @@ def test_empty_masks():
     two, three = row(fp=2, pixels=2000), row(fp=3, pixels=2000)        # .001 is allowed, more is not
     assert (ev.summarise([two])["false_alarm_rate"] == 0
             and ev.summarise([two, three])["false_alarm_rate"] == 0.5)
+    assert ev.summarise([two, three] * 9)["false_alarm_rate_low"] < 0.5
     assert np.isnan(ev.summarise([three])["dataset_iou"])
     assert all(np.isnan(v) for k, v in ev.summarise([]).items() if not k.startswith("n_"))
 
@@ -139,6 +142,9 @@ def test_interval_is_reproducible_and_covers(monkeypatch):
     low, high = ev.interval(values)
     assert (low, high) == ev.interval(values) and low < np.mean(values) < high
     assert high - low == pytest.approx(2 * 1.96 * np.std(values) / 200 ** 0.5, rel=0.15)  # the normal theory
+    rng = np.random.default_rng(0)                                     # resample by resample, the slow way
+    means = [np.mean([values[k] for k in rng.integers(200, size=200)]) for _ in range(1000)]
+    assert (low, high) == pytest.approx(tuple(np.percentile(means, (2.5, 97.5))))
     assert ev.interval([0.5]) == (0.5, 0.5) and np.isnan(ev.interval([])[0])
 
 
@@ -208,6 +214,8 @@ def test_rows_say_the_same_as_masks_made_one_by_one():
     assert list(table) == ["0", "1", "3", "5", "10", "default"]
     assert (table["0"]["excess_per_picture"] == 0
             and table["0"]["recall"] < table["3"]["recall"] < table["10"]["recall"])
+    assert table["0"]["fully_covered"] == 1 / 3 < table["10"]["fully_covered"]     # the net sees one wholly
+    assert table["0"]["recall_per_picture"] == np.mean([ev.ratios(r["dilated"][0])["recall"] for r in rows])
     # one square, wholly found, grown by 1: its four sides are the excess
     alone = ev.summarise_dilation(rows[:1])["1"]
     assert alone["recall"] == 1 and alone["excess_per_mark"] == pytest.approx(2 * (12 + 20) / (12 * 20))
@@ -328,12 +336,39 @@ def test_odd_files_are_named_counted_and_never_silently_dropped(here, stub, caps
             for name in names} == {"no-mask", "no-image", "size", "twice", "broken"}
     assert report["notes"]["mask is empty, scored as a clean picture"] == ["empty"]
     assert report["notes"]["mask is not binary, taken as > 127"] == ["grey"]
-    assert "skipped, an image of 48x40 and a mask of 48x39 pixels: 1 (size)" in err
+    assert "skipped, sizes differ: 1 (size)" in err and "5 of 8 pictures were skipped" in err
     assert "8 names" in err and "Traceback" not in err
     full = report["sets"]["full size"]
     assert (full["n_marked"], full["n_clean"], full["iou"], full["false_alarm_rate"]) == (2, 1, 1, 0)
-    assert [line["name"] for line in csv.DictReader(open("r.csv")) if line["set"] == "full size"] == [
-        "empty", "good", "grey"]
+    assert report["sets"]["256 x 256"]["n_skipped"] == full["n_skipped"] == 5
+    lines = list(csv.DictReader(open("r.csv")))
+    assert [line["set"] for line in lines] == 8 * ["full size"] + 8 * ["256 x 256"]
+    lines = {line["name"]: line for line in lines[:8]}
+    assert lines["size"]["notes"] == "skipped, sizes differ: image 48x40, mask 48x39"
+    assert lines["broken"]["notes"].startswith("skipped, not a readable picture: ")
+    assert lines["no-mask"]["notes"] == "skipped, 1 images and 0 masks of one name"
+    assert all((line["iou"] == line["tp"] == "") == line["notes"].startswith("skipped")
+               for line in lines.values())
+    assert lines["good"]["notes"] == "" and float(lines["good"]["iou"]) == 1
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"no": "name"}'])
+def test_a_meta_file_of_others_is_named(line, here, stub, capsys):
+    for folder in ("images", "masks"):
+        (here / "d" / folder).mkdir(parents=True)
+        cv2.imwrite(f"d/{folder}/a.png", next(squares())[0])
+    Path("d/meta.jsonl").write_text(line + "\n")
+    assert ev.main(["d"]) == 2 and "d/meta.jsonl has a line" in capsys.readouterr().err
+
+
+def test_an_unreadable_photo_is_no_clean_photo(here, photos, stub, capsys):
+    (here / "own").mkdir()
+    for i, path in enumerate(sorted((photos / "val").iterdir())[:3]):
+        (here / "own" / f"{i}.jpg").write_bytes(path.read_bytes() if i else b"nothing")
+    assert ev.main(["--images", "own", "--recipe", "default", "--n", "1", "--json", "r.json"]) == 1
+    clean = json.loads(Path("r.json").read_text())["sets"]["clean photos"]
+    assert (clean["n_clean"], clean["n_skipped"]) == (2, 1)
+    assert "skipped, not a readable picture: 1 (own/0.jpg)" in capsys.readouterr().err
 
 
 def test_nothing_to_score(here, stub, capsys):
@@ -413,19 +448,29 @@ def test_json_csv_worst_and_plot(here, photos, logos, stub, capsys):
             / sum(int(line["tp"]) + int(line["fn"]) for line in lines)
             == pytest.approx(report["sets"]["default"]["recall"]))
     assert set(lines[0]) >= {"set", "name", *ev.BINS}
-    assert Image.open("worst.png").size == (6 * 256, 3 * (256 + 16)) and Image.open("p.png").width > 500
+    assert Image.open("worst.png").size == (6 * 256, 20 + 3 * (256 + 16)) and Image.open("p.png").width > 500
 
 
 def test_the_worst_come_first():
     pictures = ev.Pictures("x", "-", 3, partial(make_square, 3))       # row 20 cuts the 2nd, most of the 3rd
     net = White(20)
     sheet = np.asarray(ev.draw_worst(net, pictures, ev.score(net, pictures), 2, 0))
-    assert sheet.shape == (256 + 16, 6 * 256, 3)
-    truths = [sheet[16:56, 256 + k * 768:256 + k * 768 + 48, 0] > 128 for k in (0, 1)]
+    assert sheet.shape == (20 + 256 + 16, 6 * 256, 3)
+    truths = [sheet[36:76, 256 + k * 768:256 + k * 768 + 48, 0] > 128 for k in (0, 1)]
     assert (np.array_equal(truths[0], make_square(3, 2)[1] > 0)
             and np.array_equal(truths[1], make_square(3, 1)[1] > 0))
-    prediction = sheet[16:56, 512:512 + 48]
+    prediction = sheet[36:76, 512:512 + 48]
     assert np.array_equal(prediction[:20, :, 0] > 128, truths[0][:20]) and not prediction[20:].any()
+
+
+def test_every_bin_is_a_bar_of_its_length():
+    one = {"opacity": 0.2, "kind": "text", "blend": "normal"}
+    table = ev.breakdown([row(1, 0, 1, marks=[one]), row(1, 0, 0, marks=[one])])
+    picture = np.asarray(ev.draw_breakdown(table, "default"))
+    assert picture.shape == (20 * (2 + len(table)), 740, 3)
+    bars = [(picture[y] == (90, 135, 195)).all(1).nonzero()[0] for y in range(45, len(picture), 20)]
+    assert all(abs(bar[-1] - (140 + 480 * s["iou"])) <= 1 for bar, s in zip(bars, table.values()))
+    assert ev.draw_breakdown({}, "default").height == 40               # no picture had a mark
 
 
 def test_compare(here, stub, photos, logos, capsys):
@@ -471,14 +516,53 @@ def test_tune_stores_what_validation_prefers_and_shows_no_test(here, weights, ph
     (["--threshold", "0"], "--threshold between 0 and 1"),
     (["--worst", "0"], "must be at least 1"),
     (["--worst", "-3"], "must be at least 1"),
-    (["--dilate", "-1"], "--dilate at least 0"),
-    (["--compare", "a", "b", "--csv", "x"], "takes no --tune, --csv"),
-    (["d", "--tune"], "it takes no folder"),
+    (["--dilate", "-1"], "--dilate and --seed at least 0"),
+    (["--seed", "-1"], "--dilate and --seed at least 0"),
+    (["--compare", "a", "b", "--csv", "x"], "beside --compare, --csv would do nothing"),
+    (["--compare", "a", "b", "--weights", "c", "--worst", "3"], "beside --compare, --weights --worst would"),
+    (["d", "--tune"], "beside --tune, a folder would do nothing"),
+    (["--tune", "--json", "x", "--dilate", "2"], "beside --tune, --dilate --json would do nothing"),
+    (["d", "--recipe", "clwd", "--n", "5"], "beside a folder, --recipe --n would do nothing"),
+    (["--compare", "W", "junk.pt"], "junk.pt is refused"),
+    (["--compare", "W", "empty.pt"], "empty.pt is no complete weights file"),
+    (["--weights", "W", "--json", "no/r.json"], "no/r.json"),
+    (["--weights", "W", "--csv", "folder"], "folder"),
+    (["--weights", "W", "--plot", "p.txt"], "--plot p.txt is no picture's name"),
+    (["--weights", "W", "--json", "r", "--csv", "r"], "one file is named for two outputs"),
+    (["--weights", "W", "--json", "W"], "is an input and is not overwritten"),
+    (["--weights", "W", "--plot", "folder/photo.png", "--images", "folder"], "photo.png is an input"),
+    (["--weights", "W", "--json", "folder/meta.jsonl", "folder"], "meta.jsonl is an input"),
 ])
-def test_a_mistake_gets_one_sentence(argv, say, here, weights, capsys):
+def test_a_mistake_gets_one_sentence(argv, say, here, weights, capsys, monkeypatch):
+    Path("junk.pt").write_text("no weights")
+    Path("empty.pt").touch()
+    Path("folder").mkdir()
+    for name in ("photo.png", "meta.jsonl"):
+        (here / "folder" / name).write_text("mine")
+    monkeypatch.setattr(ev, "score", lambda *_: pytest.fail("scored before it was checked"))
+    before = weights.read_bytes()
     assert ev.main([str(weights) if a == "W" else a for a in argv]) == 2
+    assert weights.read_bytes() == before
+    assert (here / "folder" / "photo.png").read_text() == "mine" and not Path("r").exists()
     err = capsys.readouterr().err
     assert say in err.splitlines()[-1] and err.splitlines()[-1].startswith("eval.py: ")
+
+
+def test_one_sample_without_a_mark_is_scored_too(here, stub, capsys, monkeypatch):
+    monkeypatch.setattr(ev, "make_marked", ev.make_clean)
+    assert ev.main(["--n", "1", "--recipe", "default", "--worst", "9", "--plot", "p.png"]) == 0
+    out = capsys.readouterr().out
+    assert "nan" not in out and "| default      | 0        | -" in out
+    assert Image.open("worst.png").height == 20 + 256 + 16 and Image.open("p.png").height == 40
+
+
+def test_ctrl_c_is_one_line(here, stub, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(ev, "predict_prob", stop)
+    assert ev.main(["--n", "1", "--recipe", "default", "--json", "r.json"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "eval.py: stopped before the end"
+    assert not Path("r.json").exists()
 
 
 def test_help_needs_nothing(capsys):
@@ -490,13 +574,17 @@ def test_help_needs_nothing(capsys):
     assert e.value.code == 2
 
 
-def test_torchrun_gives_the_same_table(here, weights, photos, logos, capsys):
-    argv = ["--weights", str(weights), "--images", str(photos), "--logos", str(logos),
-            "--recipe", "clwd", "--n", "5", "--threshold", "0.05", "--device", "cpu"]
+def test_torchrun_gives_the_same_table_and_one_set_of_notices(here, weights, logos, capsys, monkeypatch):
+    monkeypatch.setattr(ev, "BOOTSTRAP", 1000)                         # as in the processes below
+    argv = ["--weights", str(weights), "--logos", str(logos),
+            "--recipe", "default", "--n", "5", "--threshold", "0.05", "--device", "cpu"]
     assert ev.main(argv) == 0
-    alone = capsys.readouterr().out
+    alone = capsys.readouterr()
     run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
                           "--nproc-per-node", "2", "--", str(ROOT / "eval.py"), *argv],
                          capture_output=True, text=True, timeout=300,
                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert run.returncode == 0 and run.stdout == alone, run.stderr
+    assert run.returncode == 0 and run.stdout == alone.out, run.stderr
+    assert "no --images" in alone.err
+    for line in alone.err.splitlines():
+        assert run.stderr.count(line) == 1, run.stderr
