@@ -16,6 +16,7 @@ import io
 import json
 import math
 import os
+import signal
 import sys
 import zlib
 from bisect import bisect
@@ -970,7 +971,9 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
             raise ValueError(f"{out} holds recipe {first['recipe']}, seed {first['seed']}: "
                              "choose another folder")
     meta.write_text("".join(lines[:done]))        # a half-written last line never counts
-    with meta.open("a") as f, ProcessPoolExecutor(workers) as pool:
+    # Ctrl-C is the main process's business: it lets each worker finish its sample
+    with meta.open("a") as f, ProcessPoolExecutor(workers, initializer=signal.signal,
+                                                  initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         todo = pool.map(write_sample, repeat(synth), repeat(out), repeat(seed), range(done, n), chunksize=8)
         for line in tqdm(todo, total=n, initial=min(done, n), unit="sample", disable=None):
             f.write(line)
@@ -1012,6 +1015,9 @@ def main(argv=None) -> int:
     except (ValueError, OSError) as e:
         print(f"synth.py: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("synth.py: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     print(args.out)
     return 0
 

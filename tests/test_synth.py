@@ -1,5 +1,10 @@
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
@@ -411,6 +416,26 @@ def test_export_is_byte_identical_for_any_worker_count_and_restartable(tmp_path,
     mask = cv2.imread(str(tmp_path / "a" / "masks" / "0000003.png"), cv2.IMREAD_UNCHANGED)
     assert set(np.unique(mask)) <= {0, 255} and abs((mask > 0).mean() - line["coverage"]) < 1e-6
     assert synth.main([str(tmp_path / "a"), "--n", "12", "--recipe", "clwd"]) == 2  # it holds another recipe
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path, photos):
+    argv = [sys.executable, str(ROOT / "synth.py"), str(tmp_path / "set"), "--images", str(photos),
+            "--recipe", "clwd", "--workers", "2", "--n"]
+    run = subprocess.Popen([*argv, "100000"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    meta = tmp_path / "set" / "meta.jsonl"
+    while not (meta.exists() and meta.read_text().count("\n") > 8):
+        assert run.poll() is None
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)                              # as a terminal does: to the workers too
+    err = run.communicate(timeout=30)[1].splitlines()
+    assert run.returncode == 130 and "Traceback" not in "".join(err)
+    assert err[-1].startswith("synth.py: stopped")
+    n = meta.read_text().count("\n") + 4
+    assert subprocess.run([*argv, str(n)], capture_output=True).returncode == 0
+    names = [json.loads(line)["name"] for line in meta.read_text().splitlines()]
+    assert names == [f"{i:07}" for i in range(n)]
+    assert all((tmp_path / "set" / f / f"{name}.png").exists() for name in names for f in ("images", "masks"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_the_sample_logos_are_many_and_all_usable():
