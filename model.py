@@ -323,7 +323,7 @@ def load_plain(path: Path) -> dict:
 
 def load_checkpoint(path: Path) -> dict:
     checkpoint = load_plain(path)
-    if "arch" not in checkpoint or "model" not in checkpoint:
+    if not {"format", "arch", "encoder", "options", "size", "threshold", "model", "ema"} <= checkpoint.keys():
         raise ValueError(f"{path} is not one of our checkpoints "
                          "(python model.py import takes the public notebook's)")
     if checkpoint["format"] != FORMAT:

@@ -243,9 +243,10 @@ def test_bad_weights_are_one_sentence_each(net, saved, tmp_path):
     torch.save({"arch": Evil()}, bad)
     with pytest.raises(ValueError, match="refused"):
         load_model(bad)
-    torch.save({"a": 1}, bad)
-    with pytest.raises(ValueError, match="not one of our checkpoints"):
-        load_model(bad)
+    for strange in ({"a": 1}, {"arch": "unet", "model": {}}):
+        torch.save(strange, bad)
+        with pytest.raises(ValueError, match="not one of our checkpoints"):
+            load_model(bad)
     torch.save(pack(net) | {"format": 99}, bad)
     with pytest.raises(ValueError, match="format 99"):
         load_model(bad)
