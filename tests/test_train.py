@@ -18,7 +18,7 @@ from train import Positions, loss_parts, lr_at
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(train, "N_EVAL", 3)
+    monkeypatch.setattr(train, "N_EVAL", 6)              # one of them is clean
     monkeypatch.setattr(train, "N_PICTURES", 2)
     monkeypatch.setattr(train, "LOG_EVERY", 1)
 
