@@ -41,7 +41,7 @@ ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh de
 WEIGHT_DECAY = 0.01
 CLIP = 1.0                 # largest gradient norm
 EMA_DECAY = 0.999          # averages over about the last thousand steps
-GENERAL = 0.3              # with --init and your own logos: share of samples that keep ours, against forgetting
+GENERAL = 0.3              # with --init and own logos: share of samples that keep ours, against forgetting
 LOG_EVERY = 20             # steps
 SAVE_EVERY = 600           # seconds; on a laptop an evaluation can be an hour away
 N_EVAL = 200               # held-out photos that choose best.pt; always the same ones
@@ -84,19 +84,10 @@ class Mixed(Dataset):
         return (self.general if is_general else self.own)[i]
 
 
-class Positions:
-    """Batches of sample indices from a given step on, for one of `world` ranks; no state but the step."""
-
-    def __init__(self, first: int, steps: int, batch: int, rank: int, world: int):
-        self.first, self.steps, self.batch, self.rank, self.world = first, steps, batch, rank, world
-
-    def __len__(self) -> int:
-        return self.steps - self.first
-
-    def __iter__(self):
-        for step in range(self.first, self.steps):
-            start = (step * self.world + self.rank) * self.batch
-            yield range(start, start + self.batch)
+def positions(first: int, steps: int, batch: int, rank: int, world: int) -> list[range]:
+    """The sample indices of each step from `first` on, for one of `world` ranks with `batch` samples each."""
+    starts = ((step * world + rank) * batch for step in range(first, steps))
+    return [range(start, start + batch) for start in starts]
 
 
 def update_average(averaged: list, current: list, n: torch.Tensor) -> None:
@@ -115,9 +106,8 @@ def parse(argv=None) -> argparse.Namespace:
     # data
     parser.add_argument("--images",
                         help="folder of clean photos, searched to any depth (default: generated backgrounds)")
-    parser.add_argument("--logos", default=str(LOGOS),
-                        help="folder of logos (PNG with alpha) and of fonts for text marks "
-                             "(default: %(default)s)")
+    parser.add_argument("--logos", default=str(LOGOS), help="folder of logos (PNG with alpha) and fonts for "
+                        "text marks (default: %(default)s)")
     parser.add_argument("--size", type=int, default=256,
                         help="side of a training crop in pixels (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 1, 1),
@@ -126,20 +116,16 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--arch", default="unet", help="an smp architecture (default: %(default)s)")
     parser.add_argument("--encoder", default="mobilenet_v2",
                         help="an smp encoder, or tu-NAME of timm (default: %(default)s)")
-    parser.add_argument("--encoder-weights",
-                        help="imagenet (downloaded), none, or a file with the encoder's tensors "
-                             "(default: imagenet, or none where it cannot be downloaded)")
-    parser.add_argument("--init",
-                        help="start from this checkpoint: its architecture and BatchNorm statistics hold, "
-                             "the learning rate falls, a share of samples keeps the marks of logos/")
+    parser.add_argument("--encoder-weights", help="imagenet (downloaded), none, or a file with the encoder's "
+                        "tensors (default: imagenet, or none where it cannot be downloaded)")
+    parser.add_argument("--init", help="start from this checkpoint with its architecture and statistics; "
+                        "the learning rate falls, and a share of samples keeps the marks of logos/")
     # optimisation
     parser.add_argument("--steps", type=int, default=20_000, help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32,
-                        help="samples per step over all GPUs; lower it if you run out of memory "
-                             "(default: %(default)s)")
-    parser.add_argument("--accumulate", type=int, default=1, metavar="N",
-                        help="work through each batch in N parts: the same step in less memory, but a fresh "
-                             "network's BatchNorm sees only a part at a time (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples per step over all GPUs "
+                        "(default: %(default)s)")
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="if memory runs out: take "
+                        "each batch in N parts, for the same step (default: %(default)s)")
     parser.add_argument("--lr", type=float,
                         help="peak learning rate of AdamW (default: 2e-3, with --init 5e-4)")
     parser.add_argument("--seed", type=int, default=0,
@@ -157,15 +143,15 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--resume", metavar="DIR", help="go on with this run; every other flag comes from it")
     args = parser.parse_args(argv)
     if args.resume:
-        run_dir = Path(args.resume)
-        if not (run_dir / "last.pt").exists():
-            raise ValueError(f"{run_dir} holds no last.pt: it is no run, or was stopped before its first save")
-        ours = vars(args) | load_checkpoint(run_dir / "last.pt")["args"] | {"out": args.resume}
+        last = Path(args.resume) / "last.pt"
+        if not last.exists():
+            raise ValueError(f"no {last}: {args.resume} is no run, or stopped before its first save")
+        ours = vars(args) | load_checkpoint(last)["args"] | {"out": args.resume}
         args = argparse.Namespace(**ours)
         for name, value in vars(parser.parse_args(argv, argparse.Namespace(**ours))).items():
             if value != ours[name]:
-                raise ValueError(f"--resume takes every flag from the run: leave out --{name.replace('_', '-')} "
-                                 f"{value}, which was {ours[name]}")
+                raise ValueError(f"--resume takes every flag from the run: leave out "
+                                 f"--{name.replace('_', '-')} {value}, which was {ours[name]}")
     elif min(args.steps, args.batch_size, args.eval_every, args.accumulate) < 1 or args.size < 32:
         raise ValueError("--steps, --batch-size, --accumulate and --eval-every must be at least 1, "
                          "--size at least 32")
@@ -222,7 +208,8 @@ def run(args: argparse.Namespace) -> int:
     optimizer = torch.optim.AdamW([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
                                    {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_at(step, args.steps))
-    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+    # from the usual 65536 it would have to skip the first steps
+    scaler = torch.amp.GradScaler(device.type, init_scale=1024, enabled=amp is torch.float16)
     ema = AveragedModel(net, multi_avg_fn=update_average, use_buffers=True)
     best_iou = 0.0
     if checkpoint:
@@ -237,7 +224,7 @@ def run(args: argparse.Namespace) -> int:
         # running statistics play no part in training, and only rank 0's are ever saved or scored
         model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     loader = DataLoader(train_set,
-                        batch_sampler=Positions(start, args.steps, args.batch_size // world, rank, world),
+                        batch_sampler=positions(start, args.steps, args.batch_size // world, rank, world),
                         num_workers=args.workers, prefetch_factor=4 if args.workers else None,
                         pin_memory=device.type == "cuda", worker_init_fn=ignore_stop,
                         generator=torch.Generator())  # its own, or each restart would draw from the run's RNG
@@ -263,10 +250,10 @@ def run(args: argparse.Namespace) -> int:
             board.add_scalar(name, value, step)
         log.write(json.dumps({"step": step, **values}) + "\n")
         log.flush()
+        board.flush()
 
     def save(name: str, step: int) -> None:
-        board.flush()                                  # a checkpoint never knows more than the logs on the disk
-        os.fsync(log.fileno())
+        os.fsync(log.fileno())                         # the disk never has a checkpoint without its log lines
         save_checkpoint(pack(net, ema=ema.module.state_dict(), optimizer=optimizer.state_dict(),
                              scheduler=scheduler.state_dict(), scaler=scaler.state_dict(), step=step,
                              best_iou=best_iou, args=plain, rng=torch.get_rng_state()), out / name)
@@ -294,7 +281,7 @@ def run(args: argparse.Namespace) -> int:
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP)
         facts = torch.cat([losses, norm.view(1), losses.new_tensor([bool(stop)])])
-        if world > 1:                                  # the mean over all samples; and all ranks stop together
+        if world > 1:                                  # the mean over all samples, and all stop together
             dist.all_reduce(facts)
         bce, dice, norm, stopped = (facts / world).tolist()
         # an infinite gradient alone is everyday life for fp16: the scaler skips the step and scales less
@@ -312,15 +299,15 @@ def run(args: argparse.Namespace) -> int:
         if rank == 0 and (step % LOG_EVERY == 0 or last):
             rate = (step - timed) * args.batch_size / (time.perf_counter() - clock)
             clock, timed = time.perf_counter(), step
-            record(step, loss=bce + dice, bce=bce, dice=dice, lr=scheduler.get_last_lr()[-1], grad_norm=norm,
-                   samples_per_s=rate)
+            record(step, loss=bce + dice, bce=bce, dice=dice, lr=scheduler.get_last_lr()[-1],
+                   grad_norm=norm, samples_per_s=rate)
             bar.set_postfix(loss=f"{bce + dice:.3f}", iou=f"{best_iou:.3f}", refresh=False)
         if rank == 0 and evaluates:
             rows = evaluate(ema.module, held_out, N_EVAL)
             scores = summarise(rows)
+            show(board, ema.module, held_out, step)
             record(step, **{f"held_out/{k}": v for k, v in scores.items()},
                    **{f"iou_by_{k}": v["iou"] for k, v in breakdown(rows).items()})
-            show(board, ema.module, held_out, step)
             if scores["iou"] >= best_iou:
                 best_iou = scores["iou"]
                 save("best.pt", step)

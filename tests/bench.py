@@ -7,7 +7,9 @@ Every figure is the median of several rounds in one process on an otherwise idle
 machines do not compare; ratios within one run do.
 """
 import argparse
+import json
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from model import (WEIGHTS, build, default_dilation, dilate, load_model, pick_amp, pick_device,  # noqa: E402
                    predict_prob, resize_prob)
 from synth import RECIPES, Synth, generate_background  # noqa: E402
-from train import loss_parts  # noqa: E402
+import train  # noqa: E402
 
 ROUNDS = 5
 
@@ -61,7 +63,13 @@ def bench_network(device: torch.device) -> None:
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     row("released network, one picture, 512 x 512",
         f"{1e3 * seconds(lambda: (predict_prob(net, image), sync()), 20):.0f} ms")
+
+
+def bench_training(images: str, logos: str, device: torch.device) -> None:
+    """The bare step on one cached batch, then the whole of train.py: loader, clipping, EMA, logs."""
+    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     amp, _ = pick_amp("auto", device)
+    train.N_EVAL, train.N_PICTURES, train.LOG_EVERY = 1, 1, 5          # steps per round
     for size, batch in ((192, 16), (256, 32)):
         net = build().to(device, memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
@@ -71,13 +79,31 @@ def bench_network(device: torch.device) -> None:
         def step():
             with torch.autocast(device.type, amp, enabled=amp is not None):
                 logits = net(pixels)
-            sum(loss_parts(logits.float(), mask)).backward()
+            sum(train.loss_parts(logits.float(), mask)).backward()
             optimizer.step()
             optimizer.zero_grad()
             sync()
-        row(f"training step, batch {batch} at {size} px", f"{batch / seconds(step):.1f} samples/s")
+        bare = batch / seconds(step)
+        row(f"training step, batch {batch} at {size} px", f"{bare:.1f} samples/s")
+        with tempfile.TemporaryDirectory() as out:
+            flags = ["--images", images, "--logos", logos, "--device", str(device), "--encoder-weights", "none",
+                     "--size", str(size), "--batch-size", str(batch), "--out", out]
+            # the first two rounds wait for the workers and live on what they made ahead
+            train.main([*flags, "--steps", str(train.LOG_EVERY * (ROUNDS + 2))])
+            lines = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+        whole = median([line["samples_per_s"] for line in lines if "samples_per_s" in line][2:])
+        row("the whole of train.py, likewise", f"{whole:.1f} samples/s")
+        row("  share of the bare step", f"{100 * whole / bare:.0f} %")
     if device.type == "cuda":
-        row("peak memory of that", f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        peak = torch.cuda.max_memory_allocated()
+    else:                                              # of a process that does nothing else
+        import resource                                # not on Windows
+        with tempfile.TemporaryDirectory() as out:
+            flags[-1] = out
+            subprocess.run([sys.executable, "-c", "import sys, train; train.N_EVAL = 1; train.main(sys.argv[1:])",
+                            *flags, "--steps", "3", "--workers", "0"], cwd=Path(train.__file__).parent, check=True)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    row(f"peak memory of train.py, batch {batch} at {size} px", f"{peak / 2**30:.1f} GiB")
 
 
 def bench_mask() -> None:
@@ -107,8 +133,9 @@ def main() -> None:
             for i in range(40):
                 cv2.imwrite(f"{folder}/{i}.jpg", generate_background(np.random.default_rng(i), 481, 321))
         bench_synth(args.images or folder, args.logos)
-    bench_network(device)
-    bench_mask()
+        bench_network(device)
+        bench_mask()
+        bench_training(args.images or folder, args.logos, device)
 
 
 if __name__ == "__main__":
