@@ -10,11 +10,11 @@
 Read top to bottom: network, device and precision, image in, mask out, checkpoint file.
 """
 import argparse
+import difflib
 import math
 import os
 import pickle
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import warnings
@@ -83,7 +83,9 @@ def build(arch: str = "unet", encoder: str = "mobilenet_v2", encoder_weights: st
     options = OPTIONS.get(arch.lower(), {}) if options is None else options
     known = smp.encoders.get_encoder_names()
     if encoder not in known and not encoder.startswith("tu-"):
-        raise ValueError(f"unknown encoder {encoder!r}; smp has {', '.join(known)}; timm's go by tu-NAME")
+        close = difflib.get_close_matches(encoder, known, n=5, cutoff=0.5)
+        raise ValueError(f"unknown encoder {encoder!r}{'; close to it: ' * bool(close)}{', '.join(close)}; "
+                         f"timm's go by tu-NAME; smp has {', '.join(known)}")
     try:
         net = Segmenter(arch, encoder, options)
     except KeyError as e:                     # smp's own sentence lists the architectures
@@ -151,14 +153,15 @@ def fuse_batchnorm(module: nn.Module) -> nn.Module:
 
 def pick_device(name: str = "auto") -> tuple[torch.device, str]:
     """-> (device, reason). name: auto, cuda, cuda:1, mps, cpu. ValueError when it is not there."""
+    own = int(os.environ.get("LOCAL_RANK", 0))                 # under torchrun, each process has its GPU
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))), "a CUDA GPU was found"
+            return torch.device("cuda", own), "a CUDA GPU was found"
         if torch.backends.mps.is_available():
             return torch.device("mps"), "Apple's GPU was found"
         return torch.device("cpu"), "no GPU was found"
     try:
-        device = torch.device(name)
+        device = torch.device("cuda", own) if name == "cuda" else torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ValueError(f"device {name!r} is not there: {first_line(e)}") from e
@@ -292,18 +295,22 @@ def pack(net: Segmenter, **training) -> dict:
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
-    """Written beside itself, then renamed: a crash or a full disk never costs the file that was there."""
+    """Written beside itself, then renamed: a crash or a full disk never costs the file that was there.
+
+    A kill leaves a .tmp, which the next save writes over. Raises OSError with one sentence.
+    """
     path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as f:
-        try:
+    half = path.with_name(path.name + ".tmp")
+    try:
+        with half.open("wb") as f:
             torch.save(checkpoint, f)
             f.flush()
             os.fsync(f.fileno())
-            os.chmod(f.name, 0o644)
-            os.replace(f.name, path)
-        except BaseException:
-            os.unlink(f.name)
-            raise
+        os.replace(half, path)
+    except (OSError, RuntimeError) as e:                # RuntimeError: how torch.save reports a failed write
+        half.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written ({getattr(e, 'strerror', None) or first_line(e)}); "
+                      "what was there is untouched") from e
 
 
 def load_plain(path: Path) -> dict:

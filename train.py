@@ -24,8 +24,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -40,9 +41,14 @@ ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh de
 WEIGHT_DECAY = 0.01
 CLIP = 1.0                 # largest gradient norm
 EMA_DECAY = 0.999          # averages over about the last thousand steps
+GENERAL = 0.3              # with --init and own logos: share of samples that keep ours, against forgetting
 LOG_EVERY = 20             # steps
+SAVE_EVERY = 600           # seconds; on a laptop an evaluation can be an hour away
 N_EVAL = 200               # held-out photos that choose best.pt; always the same ones
 N_PICTURES = 8             # held-out samples shown in TensorBoard
+METRICS = ("held_out/iou", "held_out/f1", "held_out/false_alarm_rate")     # beside the flags in TensorBoard
+LOGOS = Path(__file__).parent / "logos"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def lr_at(step: int, steps: int) -> float:
@@ -67,19 +73,21 @@ def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, 
     return bce, (1 - (2 * inter + 1) / (total + 1)).mean()
 
 
-class Positions:
-    """Batches of sample indices from a given step on, for one of `world` ranks; no state but the step."""
+class Mixed(Dataset):
+    """Your samples, with an even GENERAL share of general ones between them; pure in i like both."""
 
-    def __init__(self, first: int, steps: int, batch: int, rank: int, world: int):
-        self.first, self.steps, self.batch, self.rank, self.world = first, steps, batch, rank, world
+    def __init__(self, own: Synth, general: Synth):
+        self.own, self.general = own, general
 
-    def __len__(self) -> int:
-        return self.steps - self.first
+    def __getitem__(self, i: int):
+        is_general = int((i + 1) * GENERAL) > int(i * GENERAL)
+        return (self.general if is_general else self.own)[i]
 
-    def __iter__(self):
-        for step in range(self.first, self.steps):
-            start = (step * self.world + self.rank) * self.batch
-            yield range(start, start + self.batch)
+
+def positions(first: int, steps: int, batch: int, rank: int, world: int) -> list[range]:
+    """The sample indices of each step from `first` on, for one of `world` ranks with `batch` samples each."""
+    starts = ((step * world + rank) * batch for step in range(first, steps))
+    return [range(start, start + batch) for start in starts]
 
 
 def update_average(averaged: list, current: list, n: torch.Tensor) -> None:
@@ -98,9 +106,10 @@ def parse(argv=None) -> argparse.Namespace:
     # data
     parser.add_argument("--images",
                         help="folder of clean photos, searched to any depth (default: generated backgrounds)")
-    parser.add_argument("--logos", default=str(Path(__file__).parent / "logos"),
-                        help="folder of logos (PNG with alpha) and of fonts for text marks "
-                             "(default: %(default)s)")
+    parser.add_argument("--logos", default=str(LOGOS), help="folder of logos (PNG with alpha) and fonts for "
+                        "text marks (default: %(default)s)")
+    parser.add_argument("--cut-out", action="store_true",
+                        help="for logos without alpha: their pure white or black surroundings become clear")
     parser.add_argument("--size", type=int, default=256,
                         help="side of a training crop in pixels (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 1, 1),
@@ -109,17 +118,16 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--arch", default="unet", help="an smp architecture (default: %(default)s)")
     parser.add_argument("--encoder", default="mobilenet_v2",
                         help="an smp encoder, or tu-NAME of timm (default: %(default)s)")
-    parser.add_argument("--encoder-weights",
-                        help="imagenet (downloaded), none, or a file with the encoder's tensors "
-                             "(default: imagenet, or none where it cannot be downloaded)")
-    parser.add_argument("--init",
-                        help="start from this checkpoint; its architecture holds, "
-                             "and the learning rate falls")
+    parser.add_argument("--encoder-weights", help="imagenet (downloaded), none, or a file with the encoder's "
+                        "tensors (default: imagenet, or none where it cannot be downloaded)")
+    parser.add_argument("--init", help="start from this checkpoint with its architecture and statistics; "
+                        "the learning rate falls, and a share of samples keeps the marks of logos/")
     # optimisation
     parser.add_argument("--steps", type=int, default=20_000, help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32,
-                        help="samples per step over all GPUs; lower it if you run out of memory "
-                             "(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples per step over all GPUs "
+                        "(default: %(default)s)")
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="if memory runs out: take "
+                        "each batch in N parts, for the same step (default: %(default)s)")
     parser.add_argument("--lr", type=float,
                         help="peak learning rate of AdamW (default: 2e-3, with --init 5e-4)")
     parser.add_argument("--seed", type=int, default=0,
@@ -130,29 +138,38 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
                         help="(default: %(default)s)")
     parser.add_argument("--compile", action="store_true",
-                        help="torch.compile: slower start, faster steps on a GPU")
+                        help="torch.compile: slower start, faster steps on a GPU (on the CPU slower ones)")
     # run
     parser.add_argument("--out", default="runs/watermark", help="folder of the run (default: %(default)s)")
     parser.add_argument("--eval-every", type=int, default=1000, help="steps (default: %(default)s)")
     parser.add_argument("--resume", metavar="DIR", help="go on with this run; every other flag comes from it")
     args = parser.parse_args(argv)
     if args.resume:
-        args.out, resume = args.resume, args.resume
-        saved = load_checkpoint(Path(args.resume) / "last.pt")["args"]
-        args = argparse.Namespace(**saved, out=resume, resume=resume)
-    elif args.steps < 1 or args.batch_size < 1 or args.size < 32 or args.eval_every < 1:
-        raise ValueError("--steps, --batch-size and --eval-every must be at least 1, --size at least 32")
+        last = Path(args.resume) / "last.pt"
+        if not last.exists():
+            raise ValueError(f"no {last}: {args.resume} is no run, or stopped before its first save")
+        ours = vars(args) | load_checkpoint(last)["args"] | {"out": args.resume}
+        args = argparse.Namespace(**ours)
+        for name, value in vars(parser.parse_args(argv, argparse.Namespace(**ours))).items():
+            if value != ours[name]:
+                raise ValueError(f"--resume takes every flag from the run: leave out "
+                                 f"--{name.replace('_', '-')} {value}, which was {ours[name]}")
+    elif min(args.steps, args.batch_size, args.eval_every, args.accumulate) < 1 or args.size < 32:
+        raise ValueError("--steps, --batch-size, --accumulate and --eval-every must be at least 1, "
+                         "--size at least 32")
     return args
 
 
 def run(args: argparse.Namespace) -> int:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if args.batch_size % (world * args.accumulate):
+        raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world} processes in "
+                         f"{args.accumulate} parts each: make it a multiple of {world * args.accumulate}")
     device, why = pick_device(args.device)
     amp, why_amp = pick_amp(args.amp, device)
     if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if args.batch_size % world:
-        raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world} processes")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                device_id=device if device.type == "cuda" else None)
     say = print if rank == 0 else lambda *a, **k: None
     say(f"{device}: {why}. {str(amp or 'float32').removeprefix('torch.')}: {why_amp}.", file=sys.stderr)
 
@@ -171,10 +188,17 @@ def run(args: argparse.Namespace) -> int:
         net = first_network(args)
     pretrained = bool(args.init) or args.encoder_weights != "none"
     net.to(device, memory_format=torch.channels_last if channels_last(device) else torch.preserve_format)
+    if world > 1 and device.type == "cuda":            # on the CPU, which lacks it, each rank sees its share
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    net.train()
+    if pretrained:
+        freeze_statistics(net if args.init else net.model.encoder)
 
     # -- data
-    train_set = Synth(args.images, args.logos, size=args.size, seed=args.seed)
-    held_out = Synth(args.images, args.logos, held_out=True, seed=1)
+    own = train_set = Synth(args.images, args.logos, size=args.size, seed=args.seed, cut_out=args.cut_out)
+    if args.init and Path(args.logos).resolve() != LOGOS.resolve():
+        train_set = Mixed(own, Synth(args.images, LOGOS, size=args.size, seed=args.seed))
+    held_out = Synth(args.images, args.logos, held_out=True, seed=1, cut_out=args.cut_out)
     if not args.images:
         say("no --images: backgrounds are generated, which is enough to try things; "
             "photos make a far better model", file=sys.stderr)
@@ -186,9 +210,10 @@ def run(args: argparse.Namespace) -> int:
     optimizer = torch.optim.AdamW([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
                                    {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_at(step, args.steps))
-    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+    # from the usual 65536 it would have to skip the first steps
+    scaler = torch.amp.GradScaler(device.type, init_scale=1024, enabled=amp is torch.float16)
     ema = AveragedModel(net, multi_avg_fn=update_average, use_buffers=True)
-    best_iou = -1.0
+    best_iou = 0.0
     if checkpoint:
         start, best_iou = checkpoint["step"], checkpoint["best_iou"]
         ema.module.load_state_dict(checkpoint["ema"])
@@ -198,11 +223,12 @@ def run(args: argparse.Namespace) -> int:
         torch.set_rng_state(checkpoint["rng"])
     model = torch.compile(net) if args.compile else net
     if world > 1:
+        # running statistics play no part in training, and only rank 0's are ever saved or scored
         model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     loader = DataLoader(train_set,
-                        batch_sampler=Positions(start, args.steps, args.batch_size // world, rank, world),
+                        batch_sampler=positions(start, args.steps, args.batch_size // world, rank, world),
                         num_workers=args.workers, prefetch_factor=4 if args.workers else None,
-                        pin_memory=device.type == "cuda",
+                        pin_memory=device.type == "cuda", worker_init_fn=ignore_stop,
                         generator=torch.Generator())  # its own, or each restart would draw from the run's RNG
 
     # -- run folder
@@ -211,76 +237,90 @@ def run(args: argparse.Namespace) -> int:
         plain = {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
         (out / "args.json").write_text(json.dumps(plain, indent=2))
         trim_log(out / "log.jsonl", start)
-        board, log = SummaryWriter(out, purge_step=start), (out / "log.jsonl").open("a")
+        for left in out.glob("*.pt.tmp"):              # of a kill in the middle of a save
+            left.unlink()
+        board, log = SummaryWriter(out, purge_step=start + 1), (out / "log.jsonl").open("a")
+        for summary in hparams(plain, dict.fromkeys(METRICS, 0)):      # its tab shows their latest values
+            board.file_writer.add_summary(summary)
         say(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters, "
-            f"{len(train_set.photos)} photos, {len(train_set.marks.logos)} logos, "
-            f"{len(train_set.marks.fonts)} fonts; steps {start} to {args.steps}", file=sys.stderr)
-
-    def save(name: str, step: int) -> None:
-        save_checkpoint(pack(net, ema=ema.module.state_dict(), optimizer=optimizer.state_dict(),
-                             scheduler=scheduler.state_dict(), scaler=scaler.state_dict(), step=step,
-                             best_iou=best_iou, args=plain, rng=torch.get_rng_state()), out / name)
+            f"{len(own.photos)} photos, {len(own.marks.logos)} logos, {len(own.marks.fonts)} fonts; "
+            f"steps {start} to {args.steps}", file=sys.stderr)
 
     def record(step: int, **values: float) -> None:
+        values = {k: v for k, v in values.items() if math.isfinite(v)}         # NaN is no JSON
         for name, value in values.items():
             board.add_scalar(name, value, step)
         log.write(json.dumps({"step": step, **values}) + "\n")
         log.flush()
+        board.flush()
+
+    def save(name: str, step: int) -> None:
+        os.fsync(log.fileno())                         # the disk never has a checkpoint without its log lines
+        save_checkpoint(pack(net, ema=ema.module.state_dict(), optimizer=optimizer.state_dict(),
+                             scheduler=scheduler.state_dict(), scaler=scaler.state_dict(), step=step,
+                             best_iou=best_iou, args=plain, rng=torch.get_rng_state()), out / name)
 
     stop = []                                          # Ctrl-C and SIGTERM end it after the step, with a save
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop.append(1))
 
     # -- the loop
     bar = tqdm(loader, initial=start, total=args.steps, unit="step", disable=None if rank == 0 else True)
-    clock, step = time.perf_counter(), start
+    clock = saved = time.perf_counter()
+    step = timed = start
     for step, (image, mask) in enumerate(bar, start + 1):
         image = image.to(device, non_blocking=True)                       # (B, 3, H, W) uint8
         mask = mask.to(device, non_blocking=True).float()                 # (B, 1, H, W)
-        model.train()
-        if pretrained:
-            freeze_statistics(net.model.encoder)
-        with torch.autocast(device.type, amp, enabled=amp is not None):
-            logits = model(image)
-        bce, dice = loss_parts(logits.float(), mask)
-        loss = bce + dice
-        if not math.isfinite(loss.item()):
-            raise ValueError(f"loss is {loss.item()} at step {step}, lr {scheduler.get_last_lr()[-1]:.2g}: "
-                             f"try a lower --lr or --amp off; {out}/last.pt holds the last good state")
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        losses, n = torch.zeros(2, device=device), args.accumulate        # bce, dice
+        for i, (x, y) in enumerate(zip(image.chunk(n), mask.chunk(n)), 1):
+            model.require_backward_grad_sync = i == n  # ranks exchange gradients once, after the last part
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                logits = model(x)
+            parts = torch.stack(loss_parts(logits.float(), y)) / n
+            scaler.scale(parts.sum()).backward()
+            losses += parts.detach()
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+        facts = torch.cat([losses, norm.view(1), losses.new_tensor([bool(stop)])])
+        if world > 1:                                  # the mean over all samples, and all stop together
+            dist.all_reduce(facts)
+        bce, dice, norm, stopped = (facts / world).tolist()
+        # an infinite gradient alone is everyday life for fp16: the scaler skips the step and scales less
+        if not math.isfinite(bce + dice) or not (math.isfinite(norm) or scaler.is_enabled()):
+            raise ValueError(f"loss is {bce + dice} at step {step}, gradient norm {norm}, "
+                             f"lr {scheduler.get_last_lr()[-1]:.2g}: try a lower --lr or --amp off"
+                             + f", --init {out}/last.pt has the last good state" * (out / "last.pt").exists())
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
         ema.update_parameters(net)
 
-        last = step == args.steps or bool(stop)
+        last = stopped or step == args.steps
+        evaluates = step % args.eval_every == 0 or step == args.steps
         if rank == 0 and (step % LOG_EVERY == 0 or last):
-            rate = LOG_EVERY * args.batch_size / (time.perf_counter() - clock)
-            clock = time.perf_counter()
-            record(step, loss=loss.item(), bce=bce.item(), dice=dice.item(), lr=scheduler.get_last_lr()[-1],
-                   grad_norm=norm.item(), samples_per_s=rate)
-            bar.set_postfix(loss=f"{loss.item():.3f}", iou=f"{best_iou:.3f}", refresh=False)
-        if rank == 0 and (step % args.eval_every == 0 or step == args.steps):
+            rate = (step - timed) * args.batch_size / (time.perf_counter() - clock)
+            clock, timed = time.perf_counter(), step
+            record(step, loss=bce + dice, bce=bce, dice=dice, lr=scheduler.get_last_lr()[-1],
+                   grad_norm=norm, samples_per_s=rate)
+            bar.set_postfix(loss=f"{bce + dice:.3f}", iou=f"{best_iou:.3f}", refresh=False)
+        if rank == 0 and evaluates:
             rows = evaluate(ema.module, held_out, N_EVAL)
             scores = summarise(rows)
+            show(board, ema.module, held_out, step)
             record(step, **{f"held_out/{k}": v for k, v in scores.items()},
                    **{f"iou_by_{k}": v["iou"] for k, v in breakdown(rows).items()})
-            show(board, ema.module, held_out, step)
-            if scores["iou"] > best_iou:
+            if scores["iou"] >= best_iou:
                 best_iou = scores["iou"]
                 save("best.pt", step)
-            clock = time.perf_counter()
-        if rank == 0 and (step % args.eval_every == 0 or last):
+            clock, timed = time.perf_counter(), step
+        if rank == 0 and (evaluates or last or time.perf_counter() - saved > SAVE_EVERY):
             save("last.pt", step)
-        if stop:
+            saved = time.perf_counter()
+        if stopped:
             break
     say(f"{out}: step {step} of {args.steps}, best held-out IoU {best_iou:.3f}", file=sys.stderr)
-    if world > 1:
-        dist.destroy_process_group()
-    return 130 if stop else 0
+    return 130 if step < args.steps else 0
 
 
 def first_network(args: argparse.Namespace) -> nn.Module:
@@ -304,11 +344,19 @@ def freeze_statistics(module: nn.Module) -> None:
             m.eval()
 
 
+def ignore_stop(worker: int) -> None:
+    """Ctrl-C reaches the workers too; they are to go on until the main process has finished its step."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def trim_log(path: Path, step: int) -> None:
     """Drops the lines that a run wrote after its last checkpoint, and half a line that a crash left."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        half = path.with_name(path.name + ".tmp")
+        half.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        os.replace(half, path)
 
 
 @torch.inference_mode()
@@ -327,11 +375,17 @@ def show(board: SummaryWriter, net: nn.Module, held_out: Synth, step: int) -> No
 
 
 def main(argv=None) -> int:
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         return run(parse(argv))
     except (OSError, ValueError) as e:
         print(f"train.py: {e}", file=sys.stderr)
         return 2
+    finally:                                           # as it was found, for those who call main from Python
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Every figure is the median of several rounds in one process on an otherwise idle
 machines do not compare; ratios within one run do.
 """
 import argparse
+import json
 import platform
 import subprocess
 import sys
@@ -27,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import eval as evaluation  # noqa: E402
 from model import (WEIGHTS, build, default_dilation, dilate, load_model, pick_amp, pick_device,  # noqa: E402
                    predict_prob, resize_prob)
+import train  # noqa: E402
 from synth import RECIPES, Synth, generate_background, read_photo  # noqa: E402
-from train import loss_parts  # noqa: E402
 
 ROUNDS = 5
 
@@ -46,6 +47,16 @@ def seconds(work, rounds: int = ROUNDS) -> float:
 
 def row(name: str, value: str) -> None:
     print(f"{name:<58} {value:>34}", flush=True)
+
+
+def peak_memory(code: str) -> str:
+    """Of a fresh process that runs the code. Not ru_maxrss: a child's begins at its parent's."""
+    if not Path("/proc/self/status").exists():
+        return "only on Linux"
+    code += "\nprint([l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return f"{int(done.stdout.split()[-1]) / 1024:.0f} MB"
 
 
 def make_samples(synth: Synth, first: int, n: int) -> None:
@@ -74,13 +85,9 @@ def bench_synth(images: str, logos: str) -> None:
         with ProcessPoolExecutor(n, get_context("spawn")) as pool:
             times.append(seconds(lambda: list(pool.map(make_samples, [synth] * n, [0] * n, [800] * n)), 3))
     row("synth default, 256 px crops, two processes over one", f"{2 * times[0] / times[1]:.2f} x")
-    # not ru_maxrss, which starts from the parent's: a child begins as its copy
-    code = (f"from synth import *; s = Synth({images!r}, {logos!r}, size=256); cv2.setNumThreads(0)\n"
-            "for i in range(4000): s.make_sample(0, i)\n"
-            "print(*(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))")
-    peak = int(subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True,
-                              capture_output=True, text=True).stdout)
-    row("peak memory of a synth process, 4,000 samples", f"{peak / 1024:.0f} MB")
+    row("peak memory of a synth process, 4,000 samples", peak_memory(
+        f"from synth import *; s = Synth({images!r}, {logos!r}, size=256); cv2.setNumThreads(0)\n"
+        "for i in range(4000): s.make_sample(0, i)"))
     cv2.setNumThreads(threads)
 
 
@@ -90,7 +97,13 @@ def bench_network(device: torch.device) -> None:
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     row("released network, one picture, 512 x 512",
         f"{1e3 * seconds(lambda: (predict_prob(net, image), sync()), 20):.0f} ms")
+
+
+def bench_training(images: str, logos: str, device: torch.device) -> None:
+    """The bare step on one cached batch, then the whole of train.py: loader, clipping, EMA, logs."""
+    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     amp, _ = pick_amp("auto", device)
+    train.N_EVAL, train.N_PICTURES, train.LOG_EVERY = 1, 1, 5          # steps per round
     for size, batch in ((192, 16), (256, 32)):
         net = build().to(device, memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
@@ -100,34 +113,28 @@ def bench_network(device: torch.device) -> None:
         def step():
             with torch.autocast(device.type, amp, enabled=amp is not None):
                 logits = net(pixels)
-            sum(loss_parts(logits.float(), mask)).backward()
+            sum(train.loss_parts(logits.float(), mask)).backward()
             optimizer.step()
             optimizer.zero_grad()
             sync()
-        row(f"training step, batch {batch} at {size} px", f"{batch / seconds(step):.1f} samples/s")
+        bare = batch / seconds(step)
+        row(f"training step, batch {batch} at {size} px", f"{bare:.1f} samples/s")
+        with tempfile.TemporaryDirectory() as out:
+            flags = ["--images", images, "--logos", logos, "--device", str(device), "--size", str(size),
+                     "--encoder-weights", "none", "--batch-size", str(batch), "--out", out]
+            # the first two rounds wait for the workers and live on what they made ahead
+            train.main([*flags, "--steps", str(train.LOG_EVERY * (ROUNDS + 2))])
+            lines = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+        whole = median([line["samples_per_s"] for line in lines if "samples_per_s" in line][2:])
+        row("the whole of train.py, likewise", f"{whole:.1f} samples/s")
+        row("  share of the bare step", f"{100 * whole / bare:.0f} %")
+    name = f"peak memory of train.py, batch {batch} at {size} px"
     if device.type == "cuda":
-        row("peak memory of that", f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-
-
-def bench_eval(images: str, logos: str, device: torch.device) -> None:
-    """Making, scoring and counting 6 x 40 pictures, over what the network alone takes for them."""
-    net, forward, inside, ratios = load_model(WEIGHTS, device), evaluation.predict_prob, [], []
-    sets = [Synth(images, logos, recipe, held_out=True, seed=2) for recipe in RECIPES]
-
-    def timed(*args):
-        begin = time.perf_counter()
-        prob = forward(*args)                     # on the CPU, so the device has finished
-        inside.append(time.perf_counter() - begin)
-        return prob
-    evaluation.predict_prob = timed
-    for _ in range(4):                            # the first round warms up and is not counted
-        inside.clear()
-        begin = time.perf_counter()
-        for synth in sets:
-            evaluation.evaluate(net, synth, 40)
-        ratios.append((time.perf_counter() - begin) / sum(inside))
-    evaluation.predict_prob = forward
-    row("eval, 6 x 40 pictures, over the network's own time in it", f"{median(ratios[1:]):.2f}")
+        row(name, f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
+    else:                                              # of a process that does nothing else
+        with tempfile.TemporaryDirectory() as out:
+            flags = [*flags[:-1], out, "--steps", "3", "--workers", "0"]
+            row(name, peak_memory(f"import train; train.N_EVAL = 1; train.main({flags!r})"))
 
 
 def bench_mask() -> None:
@@ -157,9 +164,10 @@ def main() -> None:
             for i in range(40):
                 cv2.imwrite(f"{folder}/{i}.jpg", generate_background(np.random.default_rng(i), 481, 321))
         bench_synth(args.images or folder, args.logos)
+        bench_network(device)
+        bench_mask()
         bench_eval(args.images or folder, args.logos, device)
-    bench_network(device)
-    bench_mask()
+        bench_training(args.images or folder, args.logos, device)
 
 
 if __name__ == "__main__":

@@ -8,29 +8,69 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import (parse_experiment_plugin_data,
+                                                  parse_session_start_info_plugin_data)
 
 import train
 from conftest import ROOT
 from model import build, load_checkpoint, load_model, pack, save_checkpoint
-from train import Positions, loss_parts, lr_at
+from synth import Synth
+from train import loss_parts, lr_at, positions
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(train, "N_EVAL", 3)
+    monkeypatch.setattr(train, "N_EVAL", 6)              # one of them is clean
     monkeypatch.setattr(train, "N_PICTURES", 2)
     monkeypatch.setattr(train, "LOG_EVERY", 1)
+
+
+# what the fixture does, for runs in processes of their own
+START = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch, train
+torch.set_num_threads(1)
+train.N_EVAL, train.N_PICTURES, train.LOG_EVERY = 6, 2, 1
+"""
 
 
 def flags(out, photos, logos, *more):
     return ["--images", str(photos), "--logos", str(logos), "--out", str(out), "--size", "32",
             "--batch-size", "4", "--workers", "0", "--device", "cpu", "--encoder-weights", "none",
+            "--arch", "linknet", "--encoder", "tu-mobilenetv3_small_050",      # 0.4 M parameters
             "--steps", "4", "--eval-every", "2", *more]
 
 
 def read_log(out):
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def read_events(out):
+    return EventAccumulator(str(out), size_guidance={"images": 0, "scalars": 0}).Reload()
+
+
+def plain(value):
+    """Tensors as lists, so that == compares all of a checkpoint."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
+
+
+def assert_same_run(a, b):
+    """Bit for bit: weights, EMA, optimizer, scheduler, scaler, RNG, best IoU, log lines, events."""
+    for name in ("last.pt", "best.pt"):
+        one, other = plain(load_checkpoint(a / name)), plain(load_checkpoint(b / name))
+        assert all(one[key] == other[key] for key in one), [key for key in one if one[key] != other[key]]
+    logs = [[{k: v for k, v in line.items() if k != "samples_per_s"} for line in read_log(out)]
+            for out in (a, b)]
+    assert logs[0] == logs[1]
+    events = [[(e.step, e.value) for e in read_events(out).Scalars("loss")] for out in (a, b)]
+    assert events[0] == events[1]
 
 
 # ---------------------------------------------------------------- schedule, loss, positions
@@ -60,14 +100,13 @@ def test_loss_of_a_perfect_and_of_a_clean_prediction():
 
 
 def test_positions_cover_each_sample_once_over_ranks_and_restarts():
-    whole = [i for batch in Positions(0, 6, 8, 0, 1) for i in batch]
+    whole = [i for batch in positions(0, 6, 8, 0, 1) for i in batch]
     assert whole == list(range(48))
-    ranks = [list(Positions(2, 6, 4, r, 2)) for r in range(2)]
-    assert [i for a, b in zip(*ranks) for i in (*a, *b)] == whole[16:] and len(Positions(2, 6, 4, 0, 2)) == 4
+    ranks = [positions(2, 6, 4, r, 2) for r in range(2)]
+    assert [i for a, b in zip(*ranks) for i in (*a, *b)] == whole[16:] and len(ranks[0]) == 4
 
 
 def test_two_images_overfit(photos, logos):
-    from synth import Synth
     torch.manual_seed(0)
     source, pairs = Synth(photos, logos, size=64), []
     for i in range(100):
@@ -100,42 +139,193 @@ def test_a_run_writes_what_it_promises(tmp_path, photos, logos, capsys):
     load_model(out / "best.pt")
     log = read_log(out)
     assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4]
-    events = EventAccumulator(str(out), size_guidance={"images": 0, "scalars": 0}).Reload()
+    events = read_events(out)
     assert {"loss", "bce", "dice", "lr", "grad_norm", "samples_per_s", "held_out/iou", "held_out/f1",
             "held_out/false_alarm_rate"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in log if "loss" in r])
     assert len(events.Images("image, truth, probability")) == 2
+    start = parse_session_start_info_plugin_data(
+        events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
+    assert start.hparams["size"].number_value == 32 and start.hparams["arch"].string_value == "linknet"
+    metrics = parse_experiment_plugin_data(
+        events.SummaryMetadata("_hparams_/experiment").plugin_data.content).metric_infos
+    assert {m.name.tag for m in metrics} == set(train.METRICS) <= set(events.Tags()["scalars"])
     assert train.main(flags(out, photos, logos)) == 2                 # the folder is taken
     assert "--resume" in capsys.readouterr().err
 
 
-def test_resume_is_exact(tmp_path, photos, logos, monkeypatch):
+def test_100_steps_are_37_and_63_bit_for_bit(tmp_path, photos, logos, monkeypatch, capsys):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    assert train.main(flags(whole, photos, logos)) == 0
-    real = train.save_checkpoint
+    more = ("--steps", "100", "--eval-every", "30", "--batch-size", "2")
+    assert train.main(flags(whole, photos, logos, *more)) == 0
+    real, calls, handlers = train.loss_parts, [], [signal.getsignal(n) for n in train.STOP_SIGNALS]
 
-    def dies_after_step_two(checkpoint, path):
-        real(checkpoint, path)
-        if path.name == "last.pt" and checkpoint["step"] == 2:
-            raise KeyboardInterrupt
-    monkeypatch.setattr(train, "save_checkpoint", dies_after_step_two)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(flags(halves, photos, logos))
-    monkeypatch.setattr(train, "save_checkpoint", real)
+    def stops_at_37(logits, mask):
+        calls.append(1)
+        if len(calls) == 37:
+            signal.raise_signal(signal.SIGTERM)
+        return real(logits, mask)
+    monkeypatch.setattr(train, "loss_parts", stops_at_37)
+    assert train.main(flags(halves, photos, logos, *more)) == 130
+    assert [signal.getsignal(n) for n in train.STOP_SIGNALS] == handlers
+    assert load_checkpoint(halves / "last.pt")["step"] == 37
     with (halves / "log.jsonl").open("a") as f:
-        f.write('{"step": 3, "loss": 9}\n{"step": 4, "lo')            # after the checkpoint, and half a line
-    assert train.main(["--resume", str(halves)]) == 0
-    a, b = (load_checkpoint(f / "last.pt") for f in (whole, halves))
-    for key in ("model", "ema"):
-        assert all(torch.equal(a[key][k], b[key][k]) for k in a[key])
-    assert (a["best_iou"] == b["best_iou"] and a["scheduler"] == b["scheduler"]
-            and torch.equal(a["rng"], b["rng"]))
-    for k, state in a["optimizer"]["state"].items():
-        assert all(torch.equal(state[n], b["optimizer"]["state"][k][n]) for n in state)
-    strip = [[{k: v for k, v in r.items() if k != "samples_per_s"} for r in read_log(f)]
-             for f in (whole, halves)]
-    assert str(strip[0]) == str(strip[1])                             # str: NaN equals NaN
+        f.write('{"step": 38, "loss": 9}\n{"step": 39, "lo')          # after the checkpoint, and half a line
+    capsys.readouterr()
+    assert train.main(["--resume", str(halves), "--arch", "fpn"]) == 2
+    assert "leave out --arch fpn, which was linknet" in capsys.readouterr().err
+    assert train.main(["--resume", str(halves), "--steps", "100"]) == 0
+    assert_same_run(whole, halves)
 
+
+KILLS = START + """
+import pathlib, random
+whole, broken, flags = *map(pathlib.Path, sys.argv[1:3]), sys.argv[3:]
+train.SAVE_EVERY = 0                                                  # save after every step
+rng, real = random.Random(0), torch.save
+
+def dies_in_save(left):
+    def save(checkpoint, f):
+        nonlocal left
+        left -= 1
+        if left:
+            return real(checkpoint, f)
+        f.write(b"half a checkpoint")
+        f.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return save
+
+def start(argv, before=lambda: None):
+    pid = os.fork()                                                   # spares the imports
+    if not pid:
+        before()
+        os._exit(train.main(argv))
+    return os.waitpid(pid, 0)[1]                                      # the signal that ended it, if any
+
+begun = [*flags, "--out", str(broken)]
+resume = lambda: ["--resume", str(broken)] if (broken / "last.pt").exists() else begun
+assert start([*flags, "--out", str(whole)]) == 0
+for n in range(10):
+    if n % 2:                                                         # while it writes a checkpoint
+        torch.save = dies_in_save(rng.randrange(1, 5))
+        assert start(resume()) == signal.SIGKILL
+        assert len(list(broken.glob("*.pt.tmp"))) == 1
+        torch.save = real
+    else:                                # after so much work, by the kernel: as abrupt as kill -9
+        seconds = rng.uniform(0.1, 1)
+        assert start(resume(), lambda: signal.setitimer(signal.ITIMER_PROF, seconds)) == signal.SIGPROF
+assert start(resume()) == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not on Windows")
+def test_killed_at_ten_moments_it_ends_the_same(tmp_path, photos, logos):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = [sys.executable, "-c", KILLS, str(whole), str(broken),
+               *flags(whole, photos, logos, "--steps", "40", "--eval-every", "7", "--batch-size", "2")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole, broken)
+    assert sorted(p.name for p in whole.iterdir() if "events" not in p.name) == sorted(
+        p.name for p in broken.iterdir() if "events" not in p.name)   # nothing is left lying about
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(tmp_path, photos, logos, monkeypatch, capsys):
+    out, real = tmp_path / "run", torch.save
+
+    def full(checkpoint, f):
+        if checkpoint["step"] == 4:
+            f.write(b"half")
+            raise OSError(28, "No space left on device")
+        real(checkpoint, f)
+    monkeypatch.setattr(torch, "save", full)
+    assert train.main(flags(out, photos, logos)) == 2
+    assert "could not be written (No space left on device)" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
+    assert load_checkpoint(out / "last.pt")["step"] == 2 and not list(out.glob("*.tmp"))
+    assert train.main(["--resume", str(out)]) == 0
+
+
+# ---------------------------------------------------------------- many processes, parts of a batch
+
+RANKS = START + """
+import json
+import torch.distributed as dist
+real, leave = train.loss_parts, dist.destroy_process_group
+dist.destroy_process_group = lambda: None                             # the group does not form a second time
+enter = dist.init_process_group
+dist.init_process_group = lambda *a, **k: dist.is_initialized() or enter(*a, **k)
+
+def trouble(scenario):
+    calls = []
+
+    def loss_parts(logits, mask):
+        calls.append(1)
+        bce, dice = real(logits, mask)
+        if os.environ["RANK"] == "1" and len(calls) == 3:
+            if scenario == "signal":
+                signal.raise_signal(signal.SIGTERM)
+            if scenario == "nan":
+                bce = bce * float("nan")
+        return bce, dice
+    return loss_parts
+
+for scenario, flags in json.loads(sys.argv[1]).items():
+    train.loss_parts = trouble(scenario)
+    print(f"{scenario}:{train.main(flags)}", flush=True)
+leave()
+"""
+
+
+def torchrun(folder, scenarios):
+    """Two ranks go through the scenarios {name: flags} -> what both said, and on stderr."""
+    (folder / "ranks.py").write_text(RANKS)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           "--nproc-per-node", "2", str(folder / "ranks.py"), json.dumps(scenarios)],
+                          capture_output=True, text=True, timeout=600,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return sorted(done.stdout.split()), done.stderr
+
+
+def curve(out):
+    return np.array([[r["bce"], r["dice"]] for r in read_log(out) if "loss" in r])
+
+
+def test_two_ranks_and_two_parts_take_the_steps_of_one(tmp_path, photos, logos):
+    """With the statistics kept, as --init does, all three are the same; without, two ranks are two parts."""
+    torch.manual_seed(0)
+    save_checkpoint(pack(build("linknet", "tu-mobilenetv3_small_050")), tmp_path / "start.pt")
+
+    def more(out, *rest):
+        return flags(tmp_path / out, photos, logos, "--steps", "20", "--batch-size", "16",
+                     "--eval-every", "20", "--amp", "off", *rest)
+    kept, parts = ("--init", str(tmp_path / "start.pt"), "--lr", "2e-3"), ("--accumulate", "2")
+    for name, rest in (("one", kept), ("parts", kept + parts), ("fresh_parts", parts)):
+        assert train.main(more(name, *rest)) == 0
+    said, err = torchrun(tmp_path, {"kept": more("ranks", *kept), "fresh": more("fresh_ranks"),
+                                    "signal": flags(tmp_path / "signal", photos, logos),
+                                    "nan": flags(tmp_path / "nan", photos, logos)})
+    assert said == sorted(["kept:0", "fresh:0", "signal:130", "nan:2"] * 2)
+    for a, b in (("parts", "one"), ("ranks", "one"), ("fresh_ranks", "fresh_parts")):
+        a, b = curve(tmp_path / a), curve(tmp_path / b)
+        assert a.shape == b.shape == (20, 2) and np.ptp(b[:, 1]) > 0.01 and np.abs(a - b).max() < 1e-4
+    # what stops one rank stops both
+    assert load_checkpoint(tmp_path / "signal" / "last.pt")["step"] == 3
+    assert load_checkpoint(tmp_path / "nan" / "last.pt")["step"] == 2
+    assert err.count("loss is nan at step 3") == 2
+
+
+def test_cuda_ranks_share_their_statistics(tmp_path, photos, logos):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    more = ("--steps", "20", "--batch-size", "16", "--amp", "off", "--device", "cuda")
+    assert train.main(flags(tmp_path / "one", photos, logos, *more)) == 0
+    torchrun(tmp_path, {"fresh": flags(tmp_path / "ranks", photos, logos, *more)})
+    assert np.abs(curve(tmp_path / "ranks") - curve(tmp_path / "one")).max() < 1e-3
+
+
+# ---------------------------------------------------------------- other starts
 
 def test_init_takes_the_architecture_and_a_gentler_rate(tmp_path, photos, logos):
     save_checkpoint(pack(build("fpn", "resnet18")), tmp_path / "start.pt")
@@ -145,6 +335,68 @@ def test_init_takes_the_architecture_and_a_gentler_rate(tmp_path, photos, logos)
     last = load_checkpoint(out / "last.pt")
     assert (last["arch"], last["encoder"], last["args"]["seed"]) == ("fpn", "resnet18", 3)
     assert max(r["lr"] for r in read_log(out) if "lr" in r) <= 5e-4
+
+
+def test_own_marks_are_learned_beside_general_ones(tmp_path, photos, logos, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mark.png").write_bytes(next(logos.glob("*.png")).read_bytes())
+    own, general = Synth(photos, tmp_path / "mine", size=32), Synth(photos, logos, size=32)
+    both = train.Mixed(own, general)
+    for i in range(20):
+        assert any(np.array_equal(both[i][0], source[i][0]) for source in (own, general))
+    names = train.Mixed(["own"] * 1000, ["general"] * 1000)
+    assert [[names[i] for i in range(n)].count("general") for n in (10, 1000)] == [3, 300]
+    save_checkpoint(pack(build()), tmp_path / "start.pt")
+    seen, real = [], train.DataLoader
+    monkeypatch.setattr(train, "DataLoader", lambda data, **rest: seen.append(data) or real(data, **rest))
+    one_step = ("--steps", "1", "--init", str(tmp_path / "start.pt"))
+    assert train.main(flags(tmp_path / "a", photos, tmp_path / "mine", *one_step)) == 0
+    assert train.main(flags(tmp_path / "b", photos, logos, *one_step)) == 0
+    assert [type(data) for data in seen] == [train.Mixed, Synth]
+
+
+def test_init_keeps_the_statistics(tmp_path, photos, logos):
+    net = build()
+    save_checkpoint(pack(net), tmp_path / "start.pt")
+    assert train.main(flags(tmp_path / "run", photos, logos, "--init", str(tmp_path / "start.pt"))) == 0
+    after, before = load_checkpoint(tmp_path / "run" / "last.pt")["model"], net.state_dict()
+    kept = [k for k in before if "running" in k]
+    assert kept and all(torch.equal(before[k], after[k]) for k in kept)
+    head = "model.segmentation_head.0.weight"
+    assert not torch.equal(before[head], after[head])
+
+
+class Overflow(torch.autograd.Function):
+    """Passes on, and back an infinite gradient: what fp16 does when the scale is too high."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("inf")
+
+
+@pytest.mark.filterwarnings("error:Detected call of")                 # a skipped first step would say it
+def test_an_infinite_gradient_is_skipped_in_fp16_and_stops_otherwise(
+        tmp_path, photos, logos, monkeypatch, capsys):
+    real, calls = train.loss_parts, []
+
+    def overflows_at_step_three(logits, mask):
+        calls.append(1)
+        return real(Overflow.apply(logits) if len(calls) == 3 else logits, mask)
+    monkeypatch.setattr(train, "loss_parts", overflows_at_step_three)
+    out = tmp_path / "fp16"
+    assert train.main(flags(out, photos, logos, "--amp", "fp16")) == 0
+    last = load_checkpoint(out / "last.pt")
+    assert last["step"] == last["scheduler"]["last_epoch"] == 4 and last["scaler"]["scale"] == 512
+    assert {s["step"].item() for s in last["optimizer"]["state"].values()} == {3}     # one of four skipped
+    assert all(torch.isfinite(v).all() for part in ("model", "ema") for v in last[part].values())
+    calls.clear()
+    assert train.main(flags(tmp_path / "off", photos, logos, "--amp", "off")) == 2
+    assert "at step 3, gradient norm " in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "off" / "last.pt")["step"] == 2
 
 
 def test_arch_encoder_lr_and_compile_reach_the_run(tmp_path, photos, logos, monkeypatch):
@@ -185,7 +437,8 @@ def test_an_infinite_loss_stops_with_a_sentence_and_keeps_the_checkpoint(
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
 
 
-@pytest.mark.parametrize("more", [["--steps", "0"], ["--images", "nowhere"], ["--device", "tpu9"],
+@pytest.mark.parametrize("more", [["--steps", "0"], ["--accumulate", "3"], ["--encoder", "mobilenetv2"],
+                                  ["--lr", "-1"], ["--images", "nowhere"], ["--device", "tpu9"],
                                   ["--init", "none.pt"], ["--arch", "unett"], ["--resume", "nowhere"]])
 def test_a_users_mistake_is_one_sentence_and_exit_2(more, tmp_path, photos, logos, capsys):
     assert train.main(flags(tmp_path / "run", photos, logos, *more)) == 2
@@ -211,10 +464,21 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, photos, logos):
     assert step >= 20 and read_log(out)[-1]["step"] == step
 
 
-@pytest.mark.parametrize("script", ["synth", "model", "train", "predict", "eval"])
-def test_help_needs_nothing(script, tmp_path):
+def test_a_logo_without_alpha_serves_where_it_is_cut_out(tmp_path, photos, capsys):
+    logo = np.full((60, 90, 3), 255, np.uint8)
+    logo[20:40, 20:70] = (200, 30, 30)
+    Image.fromarray(logo).save(tmp_path / "mine.png")
+    for out, more in (("a", []), ("b", ["--cut-out"])):
+        assert main(flags(tmp_path / out, photos, tmp_path, *more)) == 0
+        assert ("no transparency" in capsys.readouterr().err) == (not more)
+
+
+def test_help_needs_nothing(tmp_path):
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, str(ROOT / f"{script}.py"), "-h"], cwd=tmp_path, env=env,
-                          capture_output=True, text=True)
-    assert done.returncode == 0 and "usage:" in done.stdout and not done.stderr
+    running = [subprocess.Popen([sys.executable, str(ROOT / f"{script}.py"), "-h"], cwd=tmp_path, env=env,
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+               for script in ("synth", "model", "train", "predict", "eval")]
+    for process in running:
+        out, err = process.communicate()
+        assert process.returncode == 0 and "usage:" in out and not err
     assert not list(tmp_path.iterdir())
