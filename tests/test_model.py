@@ -237,7 +237,7 @@ def test_bad_weights_are_one_sentence_each(net, saved, tmp_path):
     bad.write_bytes(b"")
     with pytest.raises(ValueError, match="no complete weights file"):
         load_model(bad)
-    bad.write_bytes(pickle.dumps(Evil()))
+    bad.write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(ValueError, match="refused"):
         load_model(bad)
     torch.save({"arch": Evil()}, bad)

@@ -469,7 +469,7 @@ def test_a_logo_without_alpha_serves_where_it_is_cut_out(tmp_path, photos, capsy
     logo[20:40, 20:70] = (200, 30, 30)
     Image.fromarray(logo).save(tmp_path / "mine.png")
     for out, more in (("a", []), ("b", ["--cut-out"])):
-        assert main(flags(tmp_path / out, photos, tmp_path, *more)) == 0
+        assert train.main(flags(tmp_path / out, photos, tmp_path, *more)) == 0
         assert ("no transparency" in capsys.readouterr().err) == (not more)
 
 
