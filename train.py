@@ -155,6 +155,8 @@ def parse(argv=None) -> argparse.Namespace:
     elif min(args.steps, args.batch_size, args.eval_every, args.accumulate) < 1 or args.size < 32:
         raise ValueError("--steps, --batch-size, --accumulate and --eval-every must be at least 1, "
                          "--size at least 32")
+    elif args.lr is not None and args.lr <= 0:
+        raise ValueError(f"--lr {args.lr} must be above 0")
     return args
 
 

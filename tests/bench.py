@@ -86,8 +86,8 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
         bare = batch / seconds(step)
         row(f"training step, batch {batch} at {size} px", f"{bare:.1f} samples/s")
         with tempfile.TemporaryDirectory() as out:
-            flags = ["--images", images, "--logos", logos, "--device", str(device), "--encoder-weights", "none",
-                     "--size", str(size), "--batch-size", str(batch), "--out", out]
+            flags = ["--images", images, "--logos", logos, "--device", str(device), "--size", str(size),
+                     "--batch-size", str(batch), "--encoder-weights", "none", "--out", out]
             # the first two rounds wait for the workers and live on what they made ahead
             train.main([*flags, "--steps", str(train.LOG_EVERY * (ROUNDS + 2))])
             lines = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
@@ -98,11 +98,12 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
         peak = torch.cuda.max_memory_allocated()
     else:                                              # of a process that does nothing else
         import resource                                # not on Windows
+        code = "import sys, train; train.N_EVAL = 1; train.main(sys.argv[1:])"
         with tempfile.TemporaryDirectory() as out:
-            flags[-1] = out
-            subprocess.run([sys.executable, "-c", "import sys, train; train.N_EVAL = 1; train.main(sys.argv[1:])",
-                            *flags, "--steps", "3", "--workers", "0"], cwd=Path(train.__file__).parent, check=True)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            subprocess.run([sys.executable, "-c", code, *flags[:-1], out, "--steps", "3", "--workers", "0"],
+                           cwd=Path(train.__file__).parent, check=True)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024)
     row(f"peak memory of train.py, batch {batch} at {size} px", f"{peak / 2**30:.1f} GiB")
 
 
