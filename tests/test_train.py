@@ -156,7 +156,7 @@ def test_a_run_writes_what_it_promises(tmp_path, photos, logos, capsys):
 
 def test_100_steps_are_37_and_63_bit_for_bit(tmp_path, photos, logos, monkeypatch, capsys):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    more = ("--steps", "100", "--eval-every", "30", "--batch-size", "2")
+    more = ("--steps", "100", "--eval-every", "35", "--batch-size", "2")
     assert train.main(flags(whole, photos, logos, *more)) == 0
     real, calls, handlers = train.loss_parts, [], [signal.getsignal(n) for n in train.STOP_SIGNALS]
 
@@ -212,7 +212,7 @@ for n in range(10):
         assert len(list(broken.glob("*.pt.tmp"))) == 1
         torch.save = real
     else:                                # after so much work, by the kernel: as abrupt as kill -9
-        seconds = rng.uniform(0.1, 1)
+        seconds = rng.uniform(0.2, 1.2)
         assert start(resume(), lambda: signal.setitimer(signal.ITIMER_PROF, seconds)) == signal.SIGPROF
 assert start(resume()) == 0
 """
@@ -222,7 +222,7 @@ assert start(resume()) == 0
 def test_killed_at_ten_moments_it_ends_the_same(tmp_path, photos, logos):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-c", KILLS, str(whole), str(broken),
-               *flags(whole, photos, logos, "--steps", "40", "--eval-every", "7", "--batch-size", "2")]
+               *flags(whole, photos, logos, "--steps", "24", "--eval-every", "6", "--batch-size", "2")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, broken)
@@ -241,7 +241,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(tmp_path, photos, 
     monkeypatch.setattr(torch, "save", full)
     assert train.main(flags(out, photos, logos)) == 2
     assert "could not be written (No space left on device)" in capsys.readouterr().err.splitlines()[-1]
-    monkeypatch.undo()
+    monkeypatch.setattr(torch, "save", real)
     assert load_checkpoint(out / "last.pt")["step"] == 2 and not list(out.glob("*.tmp"))
     assert train.main(["--resume", str(out)]) == 0
 
@@ -327,14 +327,17 @@ def test_cuda_ranks_share_their_statistics(tmp_path, photos, logos):
 
 # ---------------------------------------------------------------- other starts
 
-def test_init_takes_the_architecture_and_a_gentler_rate(tmp_path, photos, logos):
-    save_checkpoint(pack(build("fpn", "resnet18")), tmp_path / "start.pt")
+def test_init_takes_the_architecture_keeps_the_statistics_and_a_gentler_rate(tmp_path, photos, logos):
+    net = build("fpn", "resnet18")
+    save_checkpoint(pack(net), tmp_path / "start.pt")
     out = tmp_path / "run"
     assert train.main(flags(out, photos, logos, "--init", str(tmp_path / "start.pt"), "--amp", "off",
                             "--seed", "3")) == 0
     last = load_checkpoint(out / "last.pt")
     assert (last["arch"], last["encoder"], last["args"]["seed"]) == ("fpn", "resnet18", 3)
     assert max(r["lr"] for r in read_log(out) if "lr" in r) <= 5e-4
+    changed = {k for k, v in net.state_dict().items() if not torch.equal(v, last["model"][k])}
+    assert changed == {k for k, _ in net.named_parameters()}
 
 
 def test_own_marks_are_learned_beside_general_ones(tmp_path, photos, logos, monkeypatch):
@@ -353,17 +356,6 @@ def test_own_marks_are_learned_beside_general_ones(tmp_path, photos, logos, monk
     assert train.main(flags(tmp_path / "a", photos, tmp_path / "mine", *one_step)) == 0
     assert train.main(flags(tmp_path / "b", photos, logos, *one_step)) == 0
     assert [type(data) for data in seen] == [train.Mixed, Synth]
-
-
-def test_init_keeps_the_statistics(tmp_path, photos, logos):
-    net = build()
-    save_checkpoint(pack(net), tmp_path / "start.pt")
-    assert train.main(flags(tmp_path / "run", photos, logos, "--init", str(tmp_path / "start.pt"))) == 0
-    after, before = load_checkpoint(tmp_path / "run" / "last.pt")["model"], net.state_dict()
-    kept = [k for k in before if "running" in k]
-    assert kept and all(torch.equal(before[k], after[k]) for k in kept)
-    head = "model.segmentation_head.0.weight"
-    assert not torch.equal(before[head], after[head])
 
 
 class Overflow(torch.autograd.Function):
@@ -447,18 +439,18 @@ def test_a_users_mistake_is_one_sentence_and_exit_2(more, tmp_path, photos, logo
     assert not (tmp_path / "run").exists()
 
 
-def test_sigterm_saves_and_the_run_goes_on(tmp_path, photos, logos):
+def test_ctrl_c_saves_though_it_reaches_the_workers_too(tmp_path, photos, logos):
     out = tmp_path / "run"
     command = [sys.executable, str(ROOT / "train.py"),
-               *flags(out, photos, logos, "--steps", "100000", "--eval-every", "99999")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
+               *flags(out, photos, logos, "--steps", "100000", "--eval-every", "99999", "--workers", "1")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 600
     while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    os.killpg(process.pid, signal.SIGINT)                             # as a terminal does
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130 and "Traceback" not in err
     step = load_checkpoint(out / "last.pt")["step"]
     assert step >= 20 and read_log(out)[-1]["step"] == step
