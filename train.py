@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -212,8 +213,9 @@ def run(args: argparse.Namespace) -> int:
     optimizer = torch.optim.AdamW([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
                                    {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_at(step, args.steps))
-    # from the usual 65536 it would have to skip the first steps
-    scaler = torch.amp.GradScaler(device.type, init_scale=1024, enabled=amp is torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+    # torch takes a first step that the scaler skips for a wrong order; the schedule follows the data instead
+    warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
     ema = AveragedModel(net, multi_avg_fn=update_average, use_buffers=True)
     best_iou = 0.0
     if checkpoint:
@@ -321,6 +323,9 @@ def run(args: argparse.Namespace) -> int:
             saved = time.perf_counter()
         if stopped:
             break
+    if rank == 0:
+        board.close()
+        log.close()
     say(f"{out}: step {step} of {args.steps}, best held-out IoU {best_iou:.3f}", file=sys.stderr)
     return 130 if step < args.steps else 0
 
@@ -381,7 +386,7 @@ def main(argv=None) -> int:
     try:
         return run(parse(argv))
     except (OSError, ValueError) as e:
-        print(f"train.py: {e}", file=sys.stderr)
+        tqdm.write(f"train.py: {e}", file=sys.stderr)  # on a line of its own, not behind the bar
         return 2
     finally:                                           # as it was found, for those who call main from Python
         for number, handler in handlers.items():
