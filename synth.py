@@ -22,7 +22,7 @@ import zlib
 from bisect import bisect
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
-from itertools import accumulate, repeat
+from itertools import accumulate, count, islice, repeat
 from pathlib import Path
 
 import cv2
@@ -34,7 +34,7 @@ MASK_ALPHA = 0.08          # a pixel is the mark's where the mark's own alpha, b
 MIN_CHANGE = 8             # levels of 255: a mark that changes its pixels by less is drawn anew, not labelled
 HELD_OUT = 10              # per cent of the files that training never sees, by a hash of the file name
 MAX_LOGO = 512             # logos are kept at this longest side, in pixels; larger ones are shrunk
-LOGO_CACHE = 800           # logos kept decoded in each process: 150 MB of logos of 224 pixels
+LOGO_CACHE = 800           # logos kept decoded in each process; the bound of its memory
 PHOTO_SIDE = 1024          # photos are decoded at reduced size as long as the longest side stays above this
 MAX_PIXELS = 100_000_000   # pictures beyond this are left out, JPEG photos excepted: those decode at 1/8
 RETRIES = 5                # how often a mark that cannot be seen is drawn anew before the sample goes without
@@ -78,6 +78,13 @@ def warn_once(message: str) -> None:
     print(f"synth.py: {message}", file=sys.stderr)
 
 
+def is_too_large(path: str, header: Image.Image) -> bool:
+    if header.width * header.height <= MAX_PIXELS:
+        return False
+    warn_once(f"{path} has more than {MAX_PIXELS // 10**6} megapixels and is left out")
+    return True
+
+
 def pick_readable(rng: np.random.Generator, paths: list[str], read):
     """A random path that read() makes something of, or the next one -> (path, what it made), or None."""
     start = int(rng.integers(len(paths))) if paths else 0
@@ -95,8 +102,7 @@ def read_photo(path: str) -> np.ndarray | None:
     try:
         with Image.open(path) as header:
             factor = max(header.size) // PHOTO_SIDE
-            if header.width * header.height > MAX_PIXELS and header.format not in ("JPEG", "MPO"):
-                warn_once(f"{path} has more than {MAX_PIXELS // 10**6} megapixels and is left out")
+            if header.format not in ("JPEG", "MPO") and is_too_large(path, header):
                 return None
         flag = (cv2.IMREAD_REDUCED_COLOR_8 if factor >= 8 else cv2.IMREAD_REDUCED_COLOR_4 if factor >= 4
                 else cv2.IMREAD_REDUCED_COLOR_2 if factor >= 2 else cv2.IMREAD_COLOR)
@@ -233,7 +239,7 @@ def space_out(text: str, spacing: float) -> str:
 
 def draw_glyphs(text: str, font: str | None, px: int) -> np.ndarray:
     """(h, w) uint8 coverage of one line of text, set at px pixels, cropped tightly."""
-    face = load_font(font, max(px, 4))
+    face = load_font(font, px)
     size = (min(int(face.getlength(text)) + 2 * px, 4096), min(sum(face.getmetrics()) + px, 2048))
     canvas = Image.new("L", size)
     ImageDraw.Draw(canvas).text((px, px // 2), text, 255, font=face)
@@ -260,6 +266,11 @@ def over(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """Porter-Duff over, premultiplied."""
     seen = cv2.merge([cv2.bitwise_not(cv2.extractChannel(top, 3))] * 4)
     return cv2.add(top, cv2.multiply(bottom, seen, scale=1 / 255))
+
+
+def where_alpha(mark: np.ndarray, alpha: float) -> np.ndarray:
+    """(h, w) uint8, 255 where the mark's alpha is above `alpha` of 1."""
+    return cv2.inRange(cv2.extractChannel(mark, 3), int(255 * alpha) + 1, 255)
 
 
 def pick_colour(rng: np.random.Generator) -> np.ndarray:
@@ -318,11 +329,10 @@ def read_logo(path: str, cut_out: bool) -> np.ndarray | None:
     try:
         data = np.fromfile(path, np.uint8)
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                warn_once(f"{path} has more than {MAX_PIXELS // 10**6} megapixels and is left out")
+            if is_too_large(path, image):
                 return None
             opaque = not image.has_transparency_data
-            rgba = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)          # twice as fast as Pillow where it serves
+            rgba = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)          # faster than Pillow, where it serves
             if opaque or rgba is None or rgba.dtype != np.uint8 or rgba.ndim != 3 or rgba.shape[2] != 4:
                 rgba = np.array(image.convert("RGBA"))
             else:
@@ -349,7 +359,7 @@ def load_logo(path: str, cut_out: bool = False) -> tuple[np.ndarray, ...] | None
     """The logo as a mark, cropped, at full, half, quarter ... size; None if it cannot serve."""
     if (rgba := read_logo(path, cut_out)) is None:
         return None
-    x, y, w, h = cv2.boundingRect(cv2.inRange(cv2.extractChannel(rgba, 3), int(255 * MASK_ALPHA) + 1, 255))
+    x, y, w, h = cv2.boundingRect(where_alpha(rgba, MASK_ALPHA))
     if min(w, h) < 3:
         warn_once(f"{path} is empty, or smaller than 3 pixels, and is left out")
         return None
@@ -367,15 +377,10 @@ def pick_level(levels: tuple[np.ndarray, ...], w: float, h: float) -> np.ndarray
     return next((x for x in reversed(levels) if x.shape[1] >= w and x.shape[0] >= h), levels[0])
 
 
-def fit(levels: tuple[np.ndarray, ...], longest: float) -> tuple[int, int]:
-    """Width and height of a logo whose longest side is as asked."""
+def resize_logo(levels: tuple[np.ndarray, ...], longest: float) -> np.ndarray:
     h, w = levels[0].shape[:2]
     scale = longest / max(w, h)
-    return max(round(w * scale), 1), max(round(h * scale), 1)
-
-
-def resize_logo(levels: tuple[np.ndarray, ...], longest: float) -> np.ndarray:
-    size = fit(levels, longest)
+    size = max(round(w * scale), 1), max(round(h * scale), 1)
     return cv2.resize(pick_level(levels, *size), size, interpolation=cv2.INTER_LINEAR)
 
 
@@ -465,33 +470,35 @@ class Marks:
         return stack([emblem, tint(word, pick_colour(rng))], axis, gap)
 
     def stamp(self, rng, longest: float) -> np.ndarray:
-        """Text in a box, inside two rings, or along a ring with a logo or letters inside."""
+        """Text in a box or inside two rings, or a seal."""
         kind, colour = rng.random(), pick_colour(rng)
-        if kind < 0.75:
-            word = self.word(rng, longest * rng.uniform(0.08, 0.2))
-            a = pad(word, max(4, round(word.shape[0] * 0.6)))
-            line = max(1, round(word.shape[0] * rng.uniform(0.05, 0.15)))
+        if kind >= 0.75:
+            return self.seal(rng, longest, colour)
+        word = self.word(rng, longest * rng.uniform(0.08, 0.2))
+        a = pad(word, max(4, round(word.shape[0] * 0.6)))
+        line = max(1, round(word.shape[0] * rng.uniform(0.05, 0.15)))
         if kind < 0.5:
             cv2.rectangle(a, (line, line), (a.shape[1] - 1 - line, a.shape[0] - 1 - line), 255, line)
-            return tint(a, colour)
-        if kind < 0.75:
+        else:
             a = pad_to(a, a.shape[1], a.shape[1])
             for r in (0.48, 0.42):
                 cv2.circle(a, (a.shape[1] // 2,) * 2, int(a.shape[1] * r), 255, line, cv2.LINE_AA)
-            return tint(a, colour)
-        radius = max(24, round(longest * rng.uniform(0.25, 0.5)))
-        font = self.font(rng)
-        text = " · ".join(make_text(rng, font) for _ in range(2)).upper()        # long, as around seals
+        return tint(a, colour)
+
+    def seal(self, rng, longest: float, colour) -> np.ndarray:
+        """Text along a ring, a logo or letters inside it."""
+        radius, font = max(24, round(longest * rng.uniform(0.25, 0.5))), self.font(rng)
+        text = " · ".join(make_text(rng, font) for _ in range(2)).upper()
         text = draw_glyphs(text, font, max(9, int(radius * rng.uniform(0.15, 0.3))))[:radius // 2]
         a = pad(bend(text, radius), max(3, radius // 8))
         middle, line = (a.shape[0] // 2,) * 2, max(1, radius // pick(rng, (20, 40)))
         for r in (1.06, 0.94 - text.shape[0] / radius)[:pick(rng, (0, 1, 2))]:
             cv2.circle(a, middle, round(radius * r), 255, line, cv2.LINE_AA)
-        mark, room = tint(a, colour), (radius - text.shape[0]) * 1.1
+        room = (radius - text.shape[0]) * 1.1
         inner = self.logo(rng, room) if rng.random() < 0.5 else tint(self.word(rng, room / 3), colour)
         if (scale := 1.3 * room / max(inner.shape[:2])) < 1:
             inner = cv2.resize(inner, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        return over(mark, pad_to(inner, *a.shape))
+        return over(tint(a, colour), pad_to(inner, *a.shape))
 
     def unit(self, rng, longest: float) -> np.ndarray:
         """What is repeated over the picture."""
@@ -626,8 +633,8 @@ def warp(mark: np.ndarray, matrix: np.ndarray, W: int, H: int, wrap: bool = Fals
     """The mark on a W x H picture -> (the part that lands in it, (row, column slices)); None if outside."""
     x0, y0, x1, y1 = 0, 0, W, H
     if not wrap:
-        (a, b, c), (d, e, f) = matrix.tolist()                     # corners of the mark, and a pixel around
-        w, h = mark.shape[1], mark.shape[0]
+        (a, b, c), (d, e, f) = matrix.tolist()
+        h, w = mark.shape[:2]                     # its corners, and a pixel around
         xs, ys = zip(*((a * x + b * y + c, d * x + e * y + f) for x in (-1, w) for y in (-1, h)))
         x0, y0 = max(math.floor(min(xs)), 0), max(math.floor(min(ys)), 0)
         x1, y1 = min(math.ceil(max(xs)) + 1, W), min(math.ceil(max(ys)) + 1, H)
@@ -671,13 +678,22 @@ def lay(image, mask, mark, matrix, opacity: float, mode: str, wrap=False, alpha=
     if (warped := warp(mark, matrix, image.shape[1], image.shape[0], wrap)) is None:
         return None
     layer, where = warped
-    inside = cv2.inRange(cv2.extractChannel(layer, 3), int(255 * alpha) + 1, 255)
+    inside = where_alpha(layer, alpha)
     composite = blend(image[where], layer, opacity, mode)
     change = sum(cv2.mean(cv2.absdiff(composite, image[where]), inside)) / 3
     if change >= least:
         image[where] = composite
         mask[where] |= inside & 1
     return change if inside.any() else None
+
+
+def paste(image, mask, path, levels, w: int, h: int, angle: float, x: int, y: int, opacity, mode) -> dict:
+    """Lays a logo, made w x h, its turned box with the corner at (x, y), and tells what was done."""
+    level, (W, H) = pick_level(levels, w, h), turned_size(w, h, angle)
+    matrix = placement(level, w, h, angle, x + (W - w) / 2, y + (H - h) / 2)
+    lay(image, mask, level, matrix, opacity, mode, alpha=0, least=0)
+    return {"kind": "logo", "x": x, "y": y, "width": w, "height": h, "angle": angle, "opacity": opacity,
+            "blend": mode, "mark": Path(path).name}
 
 
 # ---------------------------------------------------------------- camera: what happens to pictures afterwards
@@ -743,7 +759,7 @@ def cut_window(photo: np.ndarray, W: int, H: int, x: int, y: int, w: int, h: int
     crop = photo[top:max(round((y + h) * ph / H), top + 1), left:max(round((x + w) * pw / W), left + 1)]
     if crop.shape[:2] == (h, w):
         return crop.copy()
-    shrink = h / crop.shape[0]                    # area averaging is six times as slow and matters below 0.6
+    shrink = h / crop.shape[0]                    # area averaging is slow, and matters below 0.6
     return cv2.resize(crop, (w, h), interpolation=cv2.INTER_CUBIC if shrink > 1 else
                       cv2.INTER_LINEAR if shrink > 0.6 else cv2.INTER_AREA)
 
@@ -804,7 +820,7 @@ class Synth:
         image, mask, meta = make(rng)
         meta |= {"recipe": self.recipe, "seed": seed, "index": i, "coverage": round(float(mask.mean()), 6)}
         planes = np.empty((3, *image.shape[:2]), np.uint8)
-        cv2.split(image, list(planes))            # nine times as fast as a transposed copy
+        cv2.split(image, list(planes))            # much faster than a transposed copy
         return planes, mask[None], meta
 
     def background(self, rng: np.random.Generator) -> tuple[np.ndarray, str]:
@@ -908,15 +924,6 @@ class Synth:
         return image, mask, {"photo": name, "marks": [meta], "jpeg": None}
 
 
-def paste(image, mask, path, levels, w: int, h: int, angle: float, x: int, y: int, opacity, mode) -> dict:
-    """Lays a logo, made w x h, its turned box with the corner at (x, y), and tells what was done."""
-    level, (W, H) = pick_level(levels, w, h), turned_size(w, h, angle)
-    matrix = placement(level, w, h, angle, x + (W - w) / 2, y + (H - h) / 2)
-    lay(image, mask, level, matrix, opacity, mode, alpha=0, least=0)
-    return {"kind": "logo", "x": x, "y": y, "width": w, "height": h, "angle": angle, "opacity": opacity,
-            "blend": mode, "mark": Path(path).name}
-
-
 # ---------------------------------------------------------------- command line
 
 def contact_sheet(synth: Synth, seed: int, n: int, cell: int = 320, columns: int = 6) -> Image.Image:
@@ -936,12 +943,12 @@ def sheet_of_kinds(images, logos, seed: int, cell: tuple[int, int] = (300, 200),
     sheet = Image.new("RGB", (columns * cell[0] + 80, len(KINDS) * cell[1]), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
     for row, kind in enumerate(KINDS):
-        synth, i = Synth(images, logos, kinds={kind: 1}), 0
+        synth = Synth(images, logos, kinds={kind: 1})
+        samples = (synth.make_sample(seed + row, i)[:2] for i in count(1))
+        shown = (image for image, mask in samples if mask.mean() >= 0.002)       # not clean, nor next to it
         pen.text((8, (row + 0.5) * cell[1]), kind, "black", font=font, anchor="lm")
-        for column in range(columns):
-            while (sample := synth.make_sample(seed + row, i := i + 1))[1].mean() < 0.002:
-                pass                              # clean ones show no mark, some next to nothing
-            thumb = Image.fromarray(sample[0].transpose(1, 2, 0))
+        for column, image in enumerate(islice(shown, columns)):
+            thumb = Image.fromarray(image.transpose(1, 2, 0))
             thumb.thumbnail((cell[0] - 6, cell[1] - 6))
             sheet.paste(thumb, (column * cell[0] + 80, row * cell[1]))
     return sheet
