@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from model import (WEIGHTS, default_dilation, first_line, load_checkpoint, load_image, load_model,
                    pick_device, predict_prob, save_checkpoint, to_mask)
-from synth import MASK_ALPHA, PHOTO_TYPES, RECIPES, Synth, generate_background, read_photo
+from synth import MASK_ALPHA, OWN, PHOTO_TYPES, RECIPES, Synth, generate_background, read_photo
 
 CLEAN_SHARE = 0.001        # a clean picture with more than this share of its pixels marked is a false alarm
 BOOTSTRAP = 1000           # resamples behind a 95 % interval
@@ -42,8 +42,8 @@ DILATIONS = (0, 1, 3, 5, 10)                      # MorphoMod's radii in pixels;
 PAPER_SIZE = 256           # pixels; SLBR, DENet, ... squash to this square: image bilinear, mask nearest
 WORST = Path("worst.png")
 CURVE = "precision recall dataset_iou iou false_alarm_rate"       # columns of the threshold curve
-RULES = {"default": f"alpha > {MASK_ALPHA:g}", "reference": "alpha > 0", "clwd": "sum abs(J-I) > 15/255",
-         "logo-l": "alpha > 0", "logo-h": "alpha > 0", "logo-gray": "alpha > 0"}
+RULES = {"default": f"alpha > {MASK_ALPHA:g}", OWN: f"alpha > {MASK_ALPHA:g}", "reference": "alpha > 0",
+         "clwd": "sum abs(J-I) > 15/255", "logo-l": "alpha > 0", "logo-h": "alpha > 0", "logo-gray": "alpha > 0"}
 PUBLISHED = {"reference": ".385 / -, a fork's run", "logo-l": ".696 / .788, DENet",
              "logo-h": ".797 / .874, DENet", "logo-gray": ".743 / .828, DENet"}
 DEFINITIONS = f"""\
@@ -215,7 +215,7 @@ def synthetic_sets(images: Path | None, logos: Path, recipe: str | None, n: int,
         synth = Synth(images, logos, name, held_out=True, seed=seed)
         published = PUBLISHED[name] + " *" if name in PUBLISHED else ""
         sets.append(Pictures(name, RULES[name], n, partial(make_marked, synth), published))
-    if recipe in (None, "default"):               # all held-out photos, not only the samples left clean
+    if recipe in (None, "default", OWN):          # all held-out photos, not only the samples left clean
         sets.append(Pictures("clean photos", "-", len(synth.photos) or n, partial(make_clean, synth)))
     return sets
 
@@ -461,7 +461,8 @@ def parse(argv=None) -> argparse.Namespace:
     add("--images", type=Path, help="photos; the held-out share (default: generated backgrounds)")
     add("--logos", type=Path, default=Path(__file__).parent / "logos",
         help="logos and fonts; the held-out share (default: %(default)s)")
-    add("--recipe", choices=RECIPES, help="only this one (default: all)")
+    add("--recipe", choices=(*RECIPES, OWN), help="only this one; own: the default with the logos of --logos "
+        "and nothing else (default: all the others)")
     add("--n", type=int, default=200, help="samples of each recipe; fewer are faster (default: %(default)s)")
     add("--seed", type=int, default=TEST_SEED,
         help=f"other samples; {VALIDATION_SEED} is validation, no test (default: %(default)s)")

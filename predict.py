@@ -24,6 +24,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import time
 import uuid
@@ -34,6 +35,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+
+if __name__ == "__main__":                    # a Ctrl-C while torch is imported just ends us
+    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import cv2
 import numpy as np
@@ -526,4 +530,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, on_ctrl_c)
     sys.exit(main())

@@ -42,6 +42,7 @@ PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp"), (".ttf", ".otf")
 Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of Pillow's error
 RECIPES = ("default", "reference", "clwd", "logo-l", "logo-h", "logo-gray")
+OWN = "own"                # the default recipe with the given logos alone: no words, no marks but these
 
 
 # ---------------------------------------------------------------- files and their split
@@ -417,8 +418,8 @@ def bend(a: np.ndarray, radius: int) -> np.ndarray:
 class Marks:
     """The logos and fonts to draw from. Each method draws one kind of mark at its final size, in pixels."""
 
-    def __init__(self, logos: list[str], fonts: list[str], cut_out: bool = False):
-        self.logos, self.fonts, self.cut_out = logos, fonts, cut_out
+    def __init__(self, logos: list[str], fonts: list[str], cut_out: bool = False, words: bool = True):
+        self.logos, self.fonts, self.cut_out, self.words = logos, fonts, cut_out, words
 
     def any_logo(self, rng: np.random.Generator) -> tuple[str, tuple[np.ndarray, ...]] | None:
         return pick_readable(rng, self.logos, partial(load_logo, cut_out=self.cut_out))
@@ -503,7 +504,7 @@ class Marks:
     def unit(self, rng, longest: float) -> np.ndarray:
         """What is repeated over the picture."""
         kind = rng.random()
-        if kind < 0.3:
+        if kind < 0.3 or not self.words:
             return self.logo(rng, longest)
         if kind < 0.85:
             return self.text(rng, longest, longest / 2)
@@ -562,6 +563,7 @@ class Marks:
 # kind -> weight in the default recipe
 KINDS = {"logo": 30, "text": 20, "lines": 8, "lockup": 12, "credit": 16, "stamp": 4, "tiles": 10,
          "lattice": 6, "strokes": 3, "band": 3}
+OWN_KINDS = {"logo": 80, "tiles": 20}
 
 
 def draw_mark(rng: np.random.Generator, marks: Marks, W: int, H: int, kinds: dict[str, float] = KINDS):
@@ -786,20 +788,22 @@ class Synth:
     held_out takes the share of photos, logos and fonts that training never sees.
     Index i of the Dataset is make_sample(seed, i); n is its length.
     cut_out: a logo without alpha loses its pure white or black surroundings, in place of being left out.
-    kinds: kind of mark -> weight, in the default recipe.
+    kinds: kind of mark -> weight, in the default recipe. Recipe "own" lays the given logos and nothing else,
+    single or tiled: for those who look for one mark.
     Raises ValueError with one sentence where a folder is missing or holds nothing usable.
     """
 
     def __init__(self, images=None, logos=None, recipe="default", size=None, held_out=False, seed=0,
                  n=2**31 - 1, cut_out=False, kinds=KINDS):
-        if recipe not in RECIPES:
-            raise ValueError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
-        self.recipe, self.size, self.seed, self.n, self.kinds = recipe, size, seed, n, kinds
+        if recipe not in (*RECIPES, OWN):
+            raise ValueError(f"no recipe {recipe!r}; there are {', '.join((*RECIPES, OWN))}")
+        self.recipe, self.size, self.seed, self.n = recipe, size, seed, n
+        self.kinds = OWN_KINDS if recipe == OWN else kinds
         self.photos = take_part(find_files(images, PHOTO_TYPES), images, held_out)
         if images is not None and not self.photos:
             raise ValueError(f"no photo in {images} (looked for {' '.join(PHOTO_TYPES)})")
         self.marks = Marks(*(take_part(find_files(logos, types), logos, held_out)
-                             for types in (LOGO_TYPES, FONT_TYPES)), cut_out)
+                             for types in (LOGO_TYPES, FONT_TYPES)), cut_out, words=recipe != OWN)
         if recipe != "default" and self.marks.any_logo(np.random.default_rng(0)) is None:
             raise ValueError(f"recipe {recipe} needs logos, and there is no usable one in {logos}")
 
@@ -815,8 +819,8 @@ class Synth:
     def make_sample(self, seed: int, i: int) -> tuple[np.ndarray, np.ndarray, dict]:
         """-> image (3, H, W) uint8 RGB, mask (1, H, W) uint8 {0, 1}, and how it was made (JSON types)."""
         rng = np.random.default_rng([seed, i])
-        make = {"default": self.default, "reference": self.reference, "clwd": self.clwd}.get(
-            self.recipe, self.logo_set)
+        make = {"default": self.default, OWN: self.default, "reference": self.reference,
+                "clwd": self.clwd}.get(self.recipe, self.logo_set)
         image, mask, meta = make(rng)
         meta |= {"recipe": self.recipe, "seed": seed, "index": i, "coverage": round(float(mask.mean()), 6)}
         planes = np.empty((3, *image.shape[:2]), np.uint8)
@@ -996,8 +1000,9 @@ def main(argv=None) -> int:
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated backgrounds)")
     parser.add_argument("--logos", type=Path, default=Path(__file__).parent / "logos",
                         help="folder of logos with alpha, and of fonts for text marks (default: %(default)s)")
-    parser.add_argument("--recipe", choices=RECIPES, default="default",
-                        help="how marks are laid on photos (default: %(default)s)")
+    parser.add_argument("--recipe", choices=(*RECIPES, OWN), default="default",
+                        help="how marks are laid on photos; own: the default with these logos and nothing "
+                        "else (default: %(default)s)")
     parser.add_argument("--held-out", action="store_true", help="take the files that training never sees")
     parser.add_argument("--size", type=int,
                         help="square crops of this side, as in training (default: whole photos)")

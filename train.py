@@ -34,7 +34,7 @@ from tqdm import tqdm
 from eval import breakdown, evaluate, summarise
 from model import (build, channels_last, from_checkpoint, load_checkpoint, pack, pick_amp, pick_device,
                    save_checkpoint)
-from synth import Synth
+from synth import FONT_TYPES, OWN, Synth, find_files
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
 MIN_LR = 0.01              # the cosine ends at this share of the peak
@@ -198,10 +198,13 @@ def run(args: argparse.Namespace) -> int:
         freeze_statistics(net if args.init else net.model.encoder)
 
     # -- data
-    own = train_set = Synth(args.images, args.logos, size=args.size, seed=args.seed, cut_out=args.cut_out)
-    if args.init and Path(args.logos).resolve() != LOGOS.resolve():
+    fine_tunes = args.init and Path(args.logos).resolve() != LOGOS.resolve()
+    # words are among one's own marks where their font lies beside the logos
+    recipe = OWN if fine_tunes and not find_files(args.logos, FONT_TYPES) else "default"
+    own = train_set = Synth(args.images, args.logos, recipe, args.size, seed=args.seed, cut_out=args.cut_out)
+    if fine_tunes:
         train_set = Mixed(own, Synth(args.images, LOGOS, size=args.size, seed=args.seed))
-    held_out = Synth(args.images, args.logos, held_out=True, seed=1, cut_out=args.cut_out)
+    held_out = Synth(args.images, args.logos, recipe, held_out=True, seed=1, cut_out=args.cut_out)
     if not args.images:
         say("no --images: backgrounds are generated, which is enough to try things; "
             "photos make a far better model", file=sys.stderr)

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import eval as evaluation  # noqa: E402
 from model import (WEIGHTS, build, default_dilation, dilate, load_model, pick_amp, pick_device,  # noqa: E402
                    predict_prob, resize_prob)
+import predict  # noqa: E402
 import train  # noqa: E402
 from synth import RECIPES, Synth, generate_background, read_photo  # noqa: E402
 
@@ -49,14 +50,18 @@ def row(name: str, value: str) -> None:
     print(f"{name:<58} {value:>34}", flush=True)
 
 
+def start(code: str) -> str:
+    """Runs it in a fresh process beside the scripts -> its stdout."""
+    return subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+
+
 def peak_memory(code: str) -> str:
     """Of a fresh process that runs the code. Not ru_maxrss: a child's begins at its parent's."""
     if not Path("/proc/self/status").exists():
         return "only on Linux"
     code += "\nprint([l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return f"{int(done.stdout.split()[-1]) / 1024:.0f} MB"
+    return f"{int(start(code).split()[-1]) / 1024:.0f} MB"
 
 
 def make_samples(synth: Synth, first: int, n: int) -> None:
@@ -168,6 +173,37 @@ def bench_mask() -> None:
     row("resize, threshold, dilate and encode a 12-megapixel mask", f"{1e3 * seconds(write):.0f} ms")
 
 
+def bench_predict(device: torch.device) -> None:
+    """A folder of 12-megapixel JPEGs; then one of them from a cold start, over the bare import."""
+    with tempfile.TemporaryDirectory() as folder:
+        rng, photos = np.random.default_rng(0), Path(folder, "photos")
+        photos.mkdir()
+        for i in range(n := 24 if device.type == "cpu" else 256):
+            photo = cv2.resize(generate_background(rng, 1000, 750), (4000, 3000), interpolation=cv2.INTER_CUBIC)
+            cv2.imwrite(f"{photos}/{i}.jpg", cv2.add(photo, rng.integers(0, 12, photo.shape, np.uint8)))
+        argv = [str(photos), "-q", "--device", str(device)]
+        net, size = load_model(WEIGHTS, device), predict.BATCH[device.type]
+        views, forward, inside = [np.zeros((384, 512, 3), np.uint8)] * size, predict.predict_probs, []
+        bare = seconds(lambda: forward(net, views)) / size
+
+        def timed(*args):
+            begin = time.perf_counter()
+            probs = forward(*args)                # on the CPU, so the device has finished
+            inside.append(time.perf_counter() - begin)
+            return probs
+        predict.predict_probs = timed
+        whole = seconds(lambda: (inside.clear(), predict.run(predict.parse(argv), net)), 3) / n
+        predict.predict_probs = forward
+        row("predict.py, a folder of 12-megapixel JPEGs", f"{1 / whole:.1f} photos/s")
+        row("  share of the time that the network is at work", f"{100 * sum(inside) / n / whole:.0f} %")
+        row("  its speed over that of the network alone", f"{100 * bare / whole:.0f} %")
+        row("  peak memory", peak_memory(f"import predict; predict.main({argv!r})"))
+        code = "import torch, segmentation_models_pytorch", f"import predict; predict.main({[f'{photos}/0.jpg']!r})"
+        # in turns, since machines drift
+        cold = [[seconds(lambda: start(c), 1) for c in code] for _ in range(ROUNDS)]
+        row("  one of them, cold start; torch and smp imported", "{1:.2f} s; {0:.2f} s".format(*map(median, zip(*cold))))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,6 +223,7 @@ def main() -> None:
         bench_synth(args.images or folder, args.logos)
         bench_network(device)
         bench_mask()
+        bench_predict(device)
         bench_eval(args.images or folder, args.logos, device)
         bench_training(args.images or folder, args.logos, device)
 

@@ -265,6 +265,7 @@ def test_held_out_files_only(photos, logos):
     *sets, clean = ev.synthetic_sets(photos, logos, None, 5, 2)
     assert [s.name for s in sets] == list(RECIPES) and len(clean) == 10            # every photo of val/
     assert all("val" in path for s in sets for path in s.make.args[0].photos)
+    assert [s.name for s in ev.synthetic_sets(photos, logos, "own", 5, 2)] == ["own", "clean photos"]
     assert not clean[0][1].any()
 
 

@@ -200,6 +200,18 @@ def test_ctrl_c(run, photos, monkeypatch):
     assert result.code == 130 and "stopped" in result.err and not Path("photos_masks").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process there")
+def test_ctrl_c_during_the_imports(photos):
+    process = subprocess.Popen([sys.executable, "-X", "importtime", ROOT / "predict.py", "photos"],
+                               stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:                   # a line per module, torch's own come after cv2
+        if line.split()[-1] == "cv2":
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.communicate()[1]
+    assert process.returncode == -signal.SIGINT and "Traceback" not in rest
+
+
 # ---------------------------------------------------------------- flags
 
 def test_threshold(run, photos):

@@ -159,6 +159,18 @@ def test_one_kind_alone_can_be_asked_for(photos, logos):
         assert {m["kind"] for i in range(8) for m in only.make_sample(0, i)[2]["marks"]} == {kind}
 
 
+def test_recipe_own_lays_the_given_logos_and_nothing_else(photos, logos, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise AssertionError("a word was drawn")
+    monkeypatch.setattr(synth, "draw_glyphs", refuse)
+    own = Synth(photos, logos, "own", size=96)
+    marks = [m for i in range(60) for m in own.make_sample(0, i)[2]["marks"]]
+    assert {m["kind"] for m in marks} == {"logo", "tiles"}
+    assert {m["blend"] for m in marks} > {"normal"} and len({m["opacity"] for m in marks}) > 20
+    with pytest.raises(ValueError, match="recipe own needs logos"):
+        Synth(photos, tmp_path, "own")
+
+
 def test_text_in_another_script_only_where_the_font_has_it():
     rng = np.random.default_rng(0)
     texts = {make_text(rng, None) for _ in range(300)}             # Pillow's own font is Latin

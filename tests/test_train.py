@@ -355,7 +355,10 @@ def test_own_marks_are_learned_beside_general_ones(tmp_path, photos, logos, monk
     one_step = ("--steps", "1", "--init", str(tmp_path / "start.pt"))
     assert train.main(flags(tmp_path / "a", photos, tmp_path / "mine", *one_step)) == 0
     assert train.main(flags(tmp_path / "b", photos, logos, *one_step)) == 0
-    assert [type(data) for data in seen] == [train.Mixed, Synth]
+    (tmp_path / "mine" / "font.ttf").write_bytes(b"none")
+    assert train.main(flags(tmp_path / "c", photos, tmp_path / "mine", *one_step)) == 0
+    assert [type(data) for data in seen] == [train.Mixed, Synth, train.Mixed]
+    assert [data.own.recipe for data in seen[::2]] == ["own", "default"]         # words, where a font is
 
 
 class Overflow(torch.autograd.Function):
