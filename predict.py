@@ -22,6 +22,7 @@ import functools
 import glob
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -501,6 +502,7 @@ def main(argv: list[str] | None = None) -> int:
     # OpenCV 4 and 5 name it differently; silent, since the one sentence is ours to say
     (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
     warnings.filterwarnings("ignore", module="PIL")                       # of odd files it reads all the same
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)                   # and what it says before it raises
     try:
         device, why = pick_device(args.device)
         net = load_model(args.weights, device)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from eval import breakdown, evaluate, summarise
 from model import (build, channels_last, from_checkpoint, load_checkpoint, pack, pick_amp, pick_device,
-                   save_checkpoint)
+                   save_checkpoint, speed_up_training)
 from synth import FONT_TYPES, OWN, Synth, find_files
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
@@ -196,6 +196,7 @@ def run(args: argparse.Namespace) -> int:
     net.train()
     if pretrained:
         freeze_statistics(net if args.init else net.model.encoder)
+    speed_up_training(net)
 
     # -- data
     fine_tunes = args.init and Path(args.logos).resolve() != LOGOS.resolve()

@@ -17,7 +17,8 @@ from torch import nn
 
 import eval as ev
 from conftest import ROOT
-from model import build, dilate, load_checkpoint, load_model, pack, predict_probs, save_checkpoint
+from model import (build, dilate, load_checkpoint, load_model, pack, predict_prob, predict_probs,
+                   save_checkpoint)
 from synth import RECIPES, Synth
 
 
@@ -429,7 +430,8 @@ def test_threshold_and_dilate(here, weights, photos, capsys):
     assert none_marked["sets"]["default"]["precision"] is None and none_marked["thresholds"] == [0.999]
     assert all_marked["sets"]["clean photos"] | {"n_clean": 10, "false_alarm_rate": 1, "iou": None} == \
         all_marked["sets"]["clean photos"]
-    some = [run("--threshold", "0.05", "--dilate", d) for d in ("0", "3")]
+    prob = predict_prob(load_model(weights), np.array(Image.open(next(photos.rglob("*.jpg")))))
+    some = [run("--threshold", str(np.median(prob)), "--dilate", d) for d in ("0", "3")]
     assert some[0]["sets"]["default"]["recall"] < some[1]["sets"]["default"]["recall"]
     assert (some[0]["dilation"]["3"]["recall"] == some[1]["dilation"]["3"]["recall"]
             == some[1]["sets"]["default"]["recall"])

@@ -1,3 +1,4 @@
+import copy
 import math
 import pickle
 import time
@@ -10,7 +11,7 @@ from PIL import Image
 import model
 from model import (build, default_dilation, dilate, from_checkpoint, fuse_batchnorm, load_checkpoint,
                    load_image, load_model, pack, pick_amp, pick_device, predict_prob, predict_probs,
-                   resize_prob, save_checkpoint, shrink)
+                   resize_prob, save_checkpoint, shrink, speed_up_training)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,41 @@ def test_fused_batchnorm_changes_nothing(net):
         fused = fuse_batchnorm(fresh)
         assert torch.allclose(fused(image), before, atol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+
+
+@pytest.mark.parametrize("arch, encoder", [("unet", "mobilenet_v2"), ("fpn", "resnet18"),
+                                           ("deeplabv3plus", "efficientnet-b0"), ("segformer", "mit_b0")])
+def test_faster_training_computes_the_same(arch, encoder):
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    plain, results = build(arch, encoder), []
+    for m in plain.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.uniform_(-0.1, 0.1)
+            m.running_var.uniform_(0.5, 1.5)
+    keys, fast = list(plain.state_dict()), copy.deepcopy(plain.eval())      # frozen, and no dropout
+    speed_up_training(fast)
+    assert any(type(m) is model.FoldedBatchNorm for m in fast.modules()) and list(fast.state_dict()) == keys
+    for net in (plain, fast, copy.deepcopy(fast)):           # train.py's average is a deep copy
+        net(image).square().mean().backward()
+        results.append([net(image)] + [p.grad for p in net.parameters() if p.grad is not None])
+    for a, b, c in zip(*results, strict=True):
+        assert (a - b).norm() <= 1e-3 * a.norm() + 1e-7 and torch.equal(b, c)
+
+
+def test_strided_depthwise_in_bf16_is_close():
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, 2, 1, groups=8))
+    fast, x = copy.deepcopy(plain), torch.randn(2, 8, 17, 16)
+    speed_up_training(fast)
+    for net in (plain, fast):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = net(x.bfloat16())
+        y.float().square().sum().backward()
+        assert y.dtype == torch.bfloat16
+    assert torch.allclose(plain[0].weight.grad, fast[0].weight.grad, rtol=0.05, atol=0.05)
+    x = torch.randn(2, 8, 17, 16)
+    assert torch.equal(plain(x), fast(x))
 
 
 def test_released_size(net):

@@ -603,6 +603,15 @@ def test_the_whole_run(ran):
     assert len(written) == len(ran.records) - len(failed) and all(n.endswith(b".png") for n in written)
 
 
+def test_what_pillow_logs_is_not_said_twice(run, tmp_path, caplog):
+    samples = b"\x15\x01\x03\0\x01\0\0\0"             # how many a pixel has: tag, type, count
+    data = encode(photo(), "TIFF")
+    assert data.count(samples + b"\x03") == 1
+    (tmp_path / "many.tif").write_bytes(data.replace(samples + b"\x03", samples + b"\x90"))
+    ran = run(tmp_path / "many.tif", "-q")
+    assert ran.code == 1 and ran.err.count("\n") == 1 and not caplog.records
+
+
 def test_smaller_decoding_of_large_jpegs_hardly_changes_the_result(tmp_path, run, weights):
     photo(1600, 1000, seed=5).save(tmp_path / "large.jpg", exif=exif(6))
     assert run(tmp_path / "large.jpg", "--prob").code == 0
