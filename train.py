@@ -32,17 +32,18 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from eval import breakdown, evaluate, summarise
-from model import (build, channels_last, from_checkpoint, load_checkpoint, pack, pick_amp, pick_device,
-                   save_checkpoint, speed_up_training)
+from model import (build, channels_last, from_checkpoint, keep_freed_memory, load_checkpoint, pack, pick_amp,
+                   pick_device, save_checkpoint, speed_up_training)
 from synth import FONT_TYPES, OWN, Synth, find_files
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
 MIN_LR = 0.01              # the cosine ends at this share of the peak
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
 WEIGHT_DECAY = 0.01
+IOU_WEIGHT = 0.25          # of the soft IoU in the loss, beside the cross-entropy's 1
 CLIP = 1.0                 # largest gradient norm
 EMA_DECAY = 0.999          # averages over about the last thousand steps
-GENERAL = 0.3              # with --init and own logos: share of samples that keep ours, against forgetting
+GENERAL = 0.3              # with --init and few own logos: share of samples that keep ours, against forgetting
 LOG_EVERY = 20             # steps
 SAVE_EVERY = 600           # seconds; on a laptop an evaluation can be an hour away
 N_EVAL = 200               # held-out photos that choose best.pt; always the same ones
@@ -62,16 +63,18 @@ def lr_at(step: int, steps: int) -> float:
 
 
 def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits (B, 1, H, W) float32, mask (B, 1, H, W) float32 {0, 1} -> binary cross-entropy, soft Dice loss.
+    """logits (B, 1, H, W) float32, mask (B, 1, H, W) float32 {0, 1} -> the terms of the loss, to be added:
+    binary cross-entropy, and IOU_WEIGHT times the soft IoU loss, as in SLBR.
 
-    Dice is per image, with one pixel added above and below: on a clean image that makes every false alarm
-    cost (smp's DiceLoss is zero there, and so teaches nothing about clean photos).
+    IoU is per image, with one pixel added above and below: on a clean image that makes every false alarm
+    cost (smp's DiceLoss and JaccardLoss are zero there, and so teach nothing about clean photos). With a
+    larger weight the network is surer of everything, false alarms too: the model card has the comparison.
     """
     bce = F.binary_cross_entropy_with_logits(logits, mask)
     prob = logits.sigmoid()
     inter = (prob * mask).sum((1, 2, 3))                                  # (B,)
-    total = prob.sum((1, 2, 3)) + mask.sum((1, 2, 3))                     # (B,)
-    return bce, (1 - (2 * inter + 1) / (total + 1)).mean()
+    union = (prob + mask).sum((1, 2, 3)) - inter                          # (B,)
+    return bce, IOU_WEIGHT * (1 - (inter + 1) / (union + 1)).mean()
 
 
 class Mixed(Dataset):
@@ -170,6 +173,8 @@ def run(args: argparse.Namespace) -> int:
                          f"{args.accumulate} parts each: make it a multiple of {world * args.accumulate}")
     device, why = pick_device(args.device)
     amp, why_amp = pick_amp(args.amp, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
                                 device_id=device if device.type == "cuda" else None)
@@ -204,7 +209,9 @@ def run(args: argparse.Namespace) -> int:
     recipe = OWN if fine_tunes and not find_files(args.logos, FONT_TYPES) else "default"
     own = train_set = Synth(args.images, args.logos, recipe, args.size, seed=args.seed, cut_out=args.cut_out)
     if fine_tunes:
-        train_set = Mixed(own, Synth(args.images, LOGOS, size=args.size, seed=args.seed))
+        general = Synth(args.images, LOGOS, size=args.size, seed=args.seed)
+        if len(own.marks.logos) < len(general.marks.logos):        # a large collection is general by itself
+            train_set = Mixed(own, general)
     held_out = Synth(args.images, args.logos, recipe, held_out=True, seed=1, cut_out=args.cut_out)
     if not args.images:
         say("no --images: backgrounds are generated, which is enough to try things; "
@@ -280,7 +287,7 @@ def run(args: argparse.Namespace) -> int:
         image = image.to(device, non_blocking=True)                       # (B, 3, H, W) uint8
         mask = mask.to(device, non_blocking=True).float()                 # (B, 1, H, W)
         optimizer.zero_grad(set_to_none=True)
-        losses, n = torch.zeros(2, device=device), args.accumulate        # bce, dice
+        losses, n = torch.zeros(2, device=device), args.accumulate        # bce, soft IoU
         for i, (x, y) in enumerate(zip(image.chunk(n), mask.chunk(n)), 1):
             model.require_backward_grad_sync = i == n  # ranks exchange gradients once, after the last part
             with torch.autocast(device.type, amp, enabled=amp is not None):
@@ -293,10 +300,10 @@ def run(args: argparse.Namespace) -> int:
         facts = torch.cat([losses, norm.view(1), losses.new_tensor([bool(stop)])])
         if world > 1:                                  # the mean over all samples, and all stop together
             dist.all_reduce(facts)
-        bce, dice, norm, stopped = (facts / world).tolist()
+        bce, soft_iou, norm, stopped = (facts / world).tolist()
         # an infinite gradient alone is everyday life for fp16: the scaler skips the step and scales less
-        if not math.isfinite(bce + dice) or not (math.isfinite(norm) or scaler.is_enabled()):
-            raise ValueError(f"loss is {bce + dice} at step {step}, gradient norm {norm}, "
+        if not math.isfinite(bce + soft_iou) or not (math.isfinite(norm) or scaler.is_enabled()):
+            raise ValueError(f"loss is {bce + soft_iou} at step {step}, gradient norm {norm}, "
                              f"lr {scheduler.get_last_lr()[-1]:.2g}: try a lower --lr or --amp off"
                              + f", --init {out}/last.pt has the last good state" * (out / "last.pt").exists())
         scaler.step(optimizer)
@@ -309,9 +316,9 @@ def run(args: argparse.Namespace) -> int:
         if rank == 0 and (step % LOG_EVERY == 0 or last):
             rate = (step - timed) * args.batch_size / (time.perf_counter() - clock)
             clock, timed = time.perf_counter(), step
-            record(step, loss=bce + dice, bce=bce, dice=dice, lr=scheduler.get_last_lr()[-1],
-                   grad_norm=norm, samples_per_s=rate)
-            bar.set_postfix(loss=f"{bce + dice:.3f}", iou=f"{best_iou:.3f}", refresh=False)
+            record(step, loss=bce + soft_iou, bce=bce, soft_iou=soft_iou,
+                   lr=scheduler.get_last_lr()[-1], grad_norm=norm, samples_per_s=rate)
+            bar.set_postfix(loss=f"{bce + soft_iou:.3f}", iou=f"{best_iou:.3f}", refresh=False)
         if rank == 0 and evaluates:
             rows = evaluate(ema.module, held_out, N_EVAL)
             scores = summarise(rows)

@@ -26,8 +26,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import eval as evaluation  # noqa: E402
-from model import (WEIGHTS, build, default_dilation, dilate, load_model, pick_amp, pick_device,  # noqa: E402
-                   predict_prob, resize_prob)
+from model import (WEIGHTS, build, default_dilation, dilate, keep_freed_memory, load_model,  # noqa: E402
+                   pick_amp, pick_device, predict_prob, resize_prob, speed_up_training)
 import predict  # noqa: E402
 import train  # noqa: E402
 from synth import RECIPES, Synth, generate_background, read_photo  # noqa: E402
@@ -110,20 +110,36 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
     amp, _ = pick_amp("auto", device)
     train.N_EVAL, train.N_PICTURES, train.LOG_EVERY = 1, 1, 5          # steps per round
     for size, batch in ((192, 16), (256, 32)):
-        net = build().to(device, memory_format=torch.channels_last).train()
-        optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
         pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
         mask = (torch.rand(batch, 1, size, size, device=device) > 0.9).float()
 
-        def step():
-            with torch.autocast(device.type, amp, enabled=amp is not None):
-                logits = net(pixels)
-            sum(train.loss_parts(logits.float(), mask)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            sync()
-        bare = batch / seconds(step)
+        def stepper(frozen: bool, fast: bool):
+            net = build().to(device, memory_format=torch.channels_last).train()
+            if frozen:
+                train.freeze_statistics(net)
+            if fast:
+                speed_up_training(net)
+            optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
+
+            def step():
+                with torch.autocast(device.type, amp, enabled=amp is not None):
+                    logits = net(pixels)
+                sum(train.loss_parts(logits.float(), mask)).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                sync()
+            return step
+        if device.type == "cpu" and size == 192:       # once: it cannot be taken back
+            row("training step, before keep_freed_memory", f"{batch / seconds(stepper(False, True)):.1f} samples/s")
+            keep_freed_memory()
+        ways = [stepper(*flags) for flags in ((False, True), (False, False), (True, True), (True, False))]
+        # in turns, since machines drift
+        times = zip(*[[seconds(step, 1) for step in ways] for _ in range(ROUNDS)])
+        bare, plain, frozen, frozen_plain = (batch / median(t) for t in times)
         row(f"training step, batch {batch} at {size} px", f"{bare:.1f} samples/s")
+        row("  without speed_up_training", f"{plain:.1f} samples/s")
+        row("  with frozen statistics, as with --init", f"{frozen:.1f} samples/s")
+        row("  likewise, without speed_up_training", f"{frozen_plain:.1f} samples/s")
         with tempfile.TemporaryDirectory() as out:
             flags = ["--images", images, "--logos", logos, "--device", str(device), "--size", str(size),
                      "--encoder-weights", "none", "--batch-size", str(batch), "--out", out]
@@ -179,7 +195,7 @@ def bench_predict(device: torch.device) -> None:
         rng, photos = np.random.default_rng(0), Path(folder, "photos")
         photos.mkdir()
         for i in range(n := 24 if device.type == "cpu" else 256):
-            photo = cv2.resize(generate_background(rng, 1000, 750), (4000, 3000), interpolation=cv2.INTER_CUBIC)
+            photo = cv2.resize(generate_background(rng, 1000, 750), (4000, 3000))
             cv2.imwrite(f"{photos}/{i}.jpg", cv2.add(photo, rng.integers(0, 12, photo.shape, np.uint8)))
         argv = [str(photos), "-q", "--device", str(device)]
         net, size = load_model(WEIGHTS, device), predict.BATCH[device.type]
@@ -198,10 +214,11 @@ def bench_predict(device: torch.device) -> None:
         row("  share of the time that the network is at work", f"{100 * sum(inside) / n / whole:.0f} %")
         row("  its speed over that of the network alone", f"{100 * bare / whole:.0f} %")
         row("  peak memory", peak_memory(f"import predict; predict.main({argv!r})"))
-        code = "import torch, segmentation_models_pytorch", f"import predict; predict.main({[f'{photos}/0.jpg']!r})"
-        # in turns, since machines drift
-        cold = [[seconds(lambda: start(c), 1) for c in code] for _ in range(ROUNDS)]
-        row("  one of them, cold start; torch and smp imported", "{1:.2f} s; {0:.2f} s".format(*map(median, zip(*cold))))
+        codes = (f"import predict; predict.main({[f'{photos}/0.jpg']!r})",
+                 "import torch, segmentation_models_pytorch")
+        cold = zip(*[[seconds(lambda: start(code), 1) for code in codes] for _ in range(ROUNDS)])
+        row("  one of them, cold start; torch and smp imported",
+            "{:.2f} s; {:.2f} s".format(*map(median, cold)))
 
 
 def main() -> None:

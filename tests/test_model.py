@@ -1,6 +1,8 @@
 import copy
 import math
 import pickle
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 import model
+from conftest import ROOT
 from model import (build, default_dilation, dilate, from_checkpoint, fuse_batchnorm, load_checkpoint,
                    load_image, load_model, pack, pick_amp, pick_device, predict_prob, predict_probs,
                    resize_prob, save_checkpoint, shrink, speed_up_training)
@@ -101,6 +104,22 @@ def test_strided_depthwise_in_bf16_is_close():
     assert torch.allclose(plain[0].weight.grad, fast[0].weight.grad, rtol=0.05, atol=0.05)
     x = torch.randn(2, 8, 17, 16)
     assert torch.equal(plain(x), fast(x))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it does nothing")
+def test_freed_memory_is_kept():
+    code = """if True:
+        import resource, torch, model
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(10):
+                torch.empty(50_000_000, dtype=torch.uint8).fill_(1)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        default = faults()
+        model.keep_freed_memory()
+        faults()
+        assert faults() < default / 10, (default, faults())"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_released_size(net):

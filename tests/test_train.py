@@ -89,14 +89,14 @@ def test_loss_of_a_perfect_and_of_a_clean_prediction():
     mask = torch.zeros(2, 1, 8, 8)
     mask[0, 0, :4] = 1                                                # the second image is clean
     perfect = torch.where(mask > 0, 20.0, -20.0)
-    bce, dice = loss_parts(perfect, mask)
-    assert bce < 1e-6 and dice < 1e-4
+    bce, soft_iou = loss_parts(perfect, mask)
+    assert bce < 1e-6 and soft_iou < 1e-4
     alarm = perfect.clone()
     alarm[1, 0, 0, 0] = 20                                            # one false pixel on the clean image
-    assert loss_parts(alarm, mask)[1] > 0.2
+    assert loss_parts(alarm, mask)[1] > 0.06
     logits = torch.zeros(1, 1, 2, 2)                                  # p = .5, one marked pixel of four
-    bce, dice = loss_parts(logits, torch.tensor([[[[1.0, 0], [0, 0]]]]))
-    assert abs(bce - np.log(2)) < 1e-6 and abs(dice - (1 - (2 * 0.5 + 1) / (2 + 1 + 1))) < 1e-6
+    bce, soft_iou = loss_parts(logits, torch.tensor([[[[1.0, 0], [0, 0]]]]))
+    assert abs(bce - np.log(2)) < 1e-6 and abs(soft_iou - 0.25 * (1 - (0.5 + 1) / (2.5 + 1))) < 1e-6
 
 
 def test_positions_cover_each_sample_once_over_ranks_and_restarts():
@@ -261,13 +261,13 @@ def trouble(scenario):
 
     def loss_parts(logits, mask):
         calls.append(1)
-        bce, dice = real(logits, mask)
+        bce, soft_iou = real(logits, mask)
         if os.environ["RANK"] == "1" and len(calls) == 3:
             if scenario == "signal":
                 signal.raise_signal(signal.SIGTERM)
             if scenario == "nan":
                 bce = bce * float("nan")
-        return bce, dice
+        return bce, soft_iou
     return loss_parts
 
 for scenario, flags in json.loads(sys.argv[1]).items():
@@ -289,7 +289,7 @@ def torchrun(folder, scenarios):
 
 
 def curve(out):
-    return np.array([[r["bce"], r["dice"]] for r in read_log(out) if "loss" in r])
+    return np.array([[r["bce"], r["soft_iou"]] for r in read_log(out) if "loss" in r])
 
 
 def test_two_ranks_and_two_parts_take_the_steps_of_one(tmp_path, photos, logos):
@@ -359,6 +359,8 @@ def test_own_marks_are_learned_beside_general_ones(tmp_path, photos, logos, monk
     assert train.main(flags(tmp_path / "c", photos, tmp_path / "mine", *one_step)) == 0
     assert [type(data) for data in seen] == [train.Mixed, Synth, train.Mixed]
     assert [data.own.recipe for data in seen[::2]] == ["own", "default"]         # words, where a font is
+    monkeypatch.setattr(train, "LOGOS", tmp_path / "mine")             # one logo: fewer than one's own
+    assert train.main(flags(tmp_path / "d", photos, logos, *one_step)) == 0 and type(seen[3]) is Synth
 
 
 class Overflow(torch.autograd.Function):
@@ -425,8 +427,8 @@ def test_an_infinite_loss_stops_with_a_sentence_and_keeps_the_checkpoint(
 
     def explodes(logits, mask):
         calls.append(1)
-        bce, dice = real(logits, mask)
-        return (bce * float("nan") if len(calls) == 4 else bce), dice
+        bce, soft_iou = real(logits, mask)
+        return (bce * float("nan") if len(calls) == 4 else bce), soft_iou
     monkeypatch.setattr(train, "loss_parts", explodes)
     assert train.main(flags(tmp_path / "run", photos, logos)) == 2
     assert "loss is nan at step 4" in capsys.readouterr().err
