@@ -325,12 +325,14 @@ def resize_prob(prob: np.ndarray, H: int, W: int) -> np.ndarray:
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     """`radius` rounds of the 3x3 cross (MorphoMod's) in one pass: a diamond of city-block distance <= radius.
 
-    mask (H, W) uint8, non-zero where marked -> (H, W) uint8 {0, 255}.
+    mask (H, W) uint8 or bool, non-zero where marked -> (H, W) uint8 {0, 255}.
     """
-    marked = mask > 0
-    if radius > 0 and marked.any():
-        marked = cv2.distanceTransform((~marked).astype(np.uint8), cv2.DIST_L1, 3) <= radius
-    return marked.astype(np.uint8) * 255
+    grown = (mask != 0).astype(np.uint8) * 255
+    x, y, w, h = cv2.boundingRect(grown)
+    if radius > 0 and w:
+        around = np.s_[max(y - radius, 0):y + h + radius, max(x - radius, 0):x + w + radius]
+        grown[around] = (cv2.distanceTransform(255 - grown[around], cv2.DIST_L1, 3) <= radius) * np.uint8(255)
+    return grown
 
 
 def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None) -> np.ndarray:

@@ -21,6 +21,7 @@ import contextlib
 import functools
 import glob
 import io
+import itertools
 import json
 import logging
 import os
@@ -50,8 +51,9 @@ from model import (MAX_PIXELS, WEIGHTS, Segmenter, first_line, load_image, load_
                    predict_prob, predict_probs, resize_prob, shrink, to_mask)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per pass; a CPU gains nothing from more
+NETWORKS = 4                                  # at work side by side at most, each with its share of the cores
 OVERLAP, MARGIN = 1 / 4, 1 / 16               # of a window: what two share, and the rim that lacks context
-DRAFT = 2                                     # a JPEG is decoded to at least this many times the size wanted
+DRAFT = 1.5                                   # a JPEG is decoded to at least this many times the size wanted
 LEGIBLE = 8                                   # pixels: the smallest text to be seen; a guess, not measured
 CLAIMS = 100_000                              # masks of this run remembered by name (30 MB)
 ENDINGS = {"mask": ".png", "prob": ".png", "overlay": ".jpg"}
@@ -198,36 +200,36 @@ def read(record: dict, args: argparse.Namespace,
 
 # ---------------------------------------------------------------- network
 
-def predict(net: Segmenter, pictures: Iterable, claims: dict, args: argparse.Namespace,
-            size: int) -> Iterator[tuple]:
-    """What read() gives -> (record, image, prob). Pictures wait for others of their shape to fill a batch."""
+def batches(pictures: Iterable, claims: dict, batch_size: int) -> Iterator[list[tuple]]:
+    """What read() gives, in lists for one pass each: pictures wait for others of their shape to fill it."""
     started, waiting = time.time_ns(), {}
-    batch_size = BATCH[net.mean.device.type]
     for record, image, view in pictures:
         if "error" not in record:
             claim(record, claims, started)
         if "error" in record:
-            yield record, None, None
+            yield [(record, None, None)]
             continue
         group = waiting.setdefault(view.shape, [])
         group.append((record, image, view))
         if len(group) == batch_size or sum(map(len, waiting.values())) > 4 * batch_size:
-            yield from predict_group(net, waiting.pop(view.shape), args, size)
-    for group in waiting.values():
-        yield from predict_group(net, group, args, size)
+            yield waiting.pop(view.shape)
+    yield from waiting.values()
 
 
-def predict_group(net: Segmenter, group: list[tuple], args: argparse.Namespace, size: int) -> Iterator[tuple]:
+def predict(group: list[tuple], net: Segmenter, args: argparse.Namespace, size: int) -> list[tuple]:
+    """One of batches() -> for each of its pictures (record, image, prob). In a thread."""
+    if "error" in group[0][0]:
+        return group
     start = time.perf_counter()
     views = [view for _, _, view in group]
     try:
         probs = [tiled_prob(net, view, size) for view in views] if args.tile else predict_probs(net, views)
     except RuntimeError as e:                 # out of memory, most likely
-        probs, error = [None] * len(group), f"the network failed, a smaller --size may help: {first_line(e)}"
+        error = f"the network failed, a smaller --size may help: {first_line(e)}"
+        return [({**record, "error": error}, None, None) for record, _, _ in group]
     spent = 1000 * (time.perf_counter() - start) / len(group)
-    for (record, image, _), prob in zip(group, probs):
-        record["milliseconds"] += spent
-        yield ({**record, "error": error} if prob is None else record), image, prob
+    return [({**record, "milliseconds": record["milliseconds"] + spent}, image, prob)
+            for (record, image, _), prob in zip(group, probs)]
 
 
 def tiled_prob(net: Segmenter, image: np.ndarray, size: int) -> np.ndarray:
@@ -344,7 +346,7 @@ def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, n: int)
 
 
 def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
-    """Reads ahead in threads, predicts here, writes behind in threads -> counts for the summary."""
+    """Reads ahead, predicts and writes behind, all in threads -> counts for the summary."""
     counts = dict.fromkeys(("seen", "present", "done", "found", "failed"), 0)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     size, noted, claims = args.size or net.size, args.tile or args.quiet, {}
@@ -364,11 +366,18 @@ def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
                 yield record
 
     threads = max(min(os.cpu_count() or 1, 16) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
-    depth = threads + 2 * (BATCH[net.mean.device.type] - 1)
-    pool = ThreadPoolExecutor(threads)
+    batch_size = BATCH[net.mean.device.type]
+    depth = threads + 2 * (batch_size - 1)
+    # on the CPU several networks side by side, since the threads of one wait for its slowest
+    networks = min(threads, NETWORKS) if args.many and net.mean.device.type == "cpu" else 1
+    inner = torch.get_num_threads()
+    torch.set_num_threads(max(inner // networks, 1))
+    pool, networks_pool = ThreadPoolExecutor(threads), ThreadPoolExecutor(networks)
     try:
         pictures = ahead(pool, functools.partial(read, args=args, size=size), to_do(), depth)
-        probs = predict(net, pictures, claims, args, size)
+        groups = ahead(networks_pool, functools.partial(predict, net=net, args=args, size=size),
+                       batches(pictures, claims, batch_size), networks)
+        probs = itertools.chain.from_iterable(groups)
         threshold = net.threshold if args.threshold is None else args.threshold
         written = ahead(pool, functools.partial(write, args=args, threshold=threshold), probs, depth)
         for record in tqdm(written, unit=" pictures", disable=True if args.quiet else None):
@@ -387,7 +396,9 @@ def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
             if args.json:
                 print(json.dumps(record), flush=True)
     finally:
-        pool.shutdown(cancel_futures=True)    # after Ctrl-C: writes begun are finished, the rest dropped
+        for p in (networks_pool, pool):       # after Ctrl-C: writes begun are finished, the rest dropped
+            p.shutdown(cancel_futures=True)
+        torch.set_num_threads(inner)
     return counts
 
 
@@ -477,7 +488,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     many = bool(folders) or len(args.inputs) > 1
     if "-" in args.inputs and not args.out:
         args.out = "-"
-    args.out_is_folder = bool(args.out) and (
+    args.many, args.out_is_folder = many, bool(args.out) and (
         many or args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
     if args.out == "-":
         if many or args.json or args.prob or args.overlay:

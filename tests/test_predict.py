@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -715,6 +716,21 @@ def test_output_that_is_a_folder(run, photos):
     result = run("photos", "--skip-existing")
     assert (result.code == 1 and "cannot write photos_masks/a.png" in result.err
             and tree("photos_masks") == ["b.png"])
+
+
+def test_networks_work_side_by_side_on_the_cpu(run, photos, monkeypatch):
+    both, real, inner = threading.Barrier(2, timeout=20), predict.predict_probs, []
+
+    def wait_for_each_other(net, views):
+        inner.append(torch.get_num_threads())
+        if len(inner) <= 2:
+            both.wait()                           # broken, and so an error, where one comes after the other
+        return real(net, views)
+    monkeypatch.setattr(predict, "predict_probs", wait_for_each_other)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    torch.set_num_threads(2)
+    assert run(photos, "-q").code == 0 and set(inner) == {1} and torch.get_num_threads() == 2
+    torch.set_num_threads(1)
 
 
 def test_a_network_out_of_memory_is_a_sentence(run, photos, monkeypatch):
