@@ -437,7 +437,7 @@ class Marks:
         if found is None:
             return self.text(rng, longest, longest)
         mark = resize_logo(found[1], longest)
-        return mark if rng.random() < 0.5 else style(rng, cv2.extractChannel(mark, 3))
+        return mark if rng.random() < 0.6 else style(rng, cv2.extractChannel(mark, 3))
 
     def text(self, rng, longest: float, highest: float, text: str | None = None) -> np.ndarray:
         """One line, scaled to the width asked for but no letter higher than asked for."""
@@ -561,7 +561,7 @@ class Marks:
 
 
 # kind -> weight in the default recipe
-KINDS = {"logo": 30, "text": 20, "lines": 8, "lockup": 12, "credit": 16, "stamp": 4, "tiles": 10,
+KINDS = {"logo": 38, "text": 20, "lines": 8, "lockup": 12, "credit": 16, "stamp": 4, "tiles": 10,
          "lattice": 6, "strokes": 3, "band": 3}
 OWN_KINDS = {"logo": 80, "tiles": 20}
 
@@ -574,7 +574,7 @@ def draw_mark(rng: np.random.Generator, marks: Marks, W: int, H: int, kinds: dic
     if kind == "logo":
         share = rng.uniform(0.3, 1.0) if rng.random() < 0.6 else log_uniform(rng, 0.08, 0.5)
         mark = marks.logo(rng, share * min(W, H))
-        squash = log_uniform(rng, 0.5, 2) if rng.random() < 0.3 else 1.0       # stretched to fill a format
+        squash = log_uniform(rng, 0.5, 2) if rng.random() < 0.4 else 1.0       # stretched to fill a format
     elif kind == "credit":
         px = log_uniform(rng, 0.02, 0.06) * H
         mark = (marks.text(rng, 0.9 * W, px, make_credit(rng)) if rng.random() < 0.8
@@ -850,7 +850,7 @@ class Synth:
             largest = max(self.size, min(1.9 * self.size, 1.1 * min(H, W)))
             scale = (self.size if rng.random() < 0.5 else rng.uniform(self.size, largest)) / min(H, W)
             H, W = max(round(H * scale), self.size), max(round(W * scale), self.size)
-        count = pick(rng, (0, 1, 2, 3, 4), (17, 50, 20, 9, 4))
+        count = pick(rng, (0, 1, 2, 3, 4), (22, 48, 18, 8, 4))
         drawn = [draw_mark(rng, self.marks, W, H, self.kinds) for _ in range(count)]
         h, w = (self.size, self.size) if self.size else (H, W)
         oy, ox = int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1))
@@ -864,7 +864,7 @@ class Synth:
         for mark, matrix, meta in drawn:
             for _ in range(RETRIES):
                 opacity = pick(rng, (rng.uniform(0.12, 0.4), rng.uniform(0.4, 0.8), rng.uniform(0.8, 1)),
-                               (50, 27, 23))
+                               (40, 38, 22))
                 mode = pick(rng, ("normal", "screen", "multiply", "overlay", "soft light"), (76, 8, 6, 6, 4))
                 matrix = matrix - [[0, 0, ox], [0, 0, oy]]
                 change = lay(image, mask, mark, matrix, opacity, mode, meta["wrap"])

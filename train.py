@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from timm.optim import Muon
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
@@ -40,6 +41,7 @@ WARMUP = 200               # steps of linear warm-up, or a tenth of the run wher
 MIN_LR = 0.01              # the cosine ends at this share of the peak
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
 WEIGHT_DECAY = 0.01
+BETAS = 0.9, 0.999         # of AdamW, which takes the biases and the depthwise convolutions
 IOU_WEIGHT = 0.25          # of the soft IoU in the loss, beside the cross-entropy's 1
 CLIP = 1.0                 # largest gradient norm
 EMA_DECAY = 0.999          # averages over about the last thousand steps
@@ -66,15 +68,27 @@ def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, 
     """logits (B, 1, H, W) float32, mask (B, 1, H, W) float32 {0, 1} -> the terms of the loss, to be added:
     binary cross-entropy, and IOU_WEIGHT times the soft IoU loss, as in SLBR.
 
-    IoU is per image, with one pixel added above and below: on a clean image that makes every false alarm
-    cost (smp's DiceLoss and JaccardLoss are zero there, and so teach nothing about clean photos). With a
-    larger weight the network is surer of everything, false alarms too: the model card has the comparison.
+    IoU is per image, with one pixel added above and below, so that clean images count (smp's DiceLoss and
+    JaccardLoss are zero there). For those it is -ln IoU (UnitBox, Yu et al. 2016), the log of the pixels
+    marked: 1 - IoU is all but 1 from a few dozen on, and no longer pushes. The model card has the comparison.
     """
     bce = F.binary_cross_entropy_with_logits(logits, mask)
     prob = logits.sigmoid()
     inter = (prob * mask).sum((1, 2, 3))                                  # (B,)
     union = (prob + mask).sum((1, 2, 3)) - inter                          # (B,)
-    return bce, IOU_WEIGHT * (1 - (inter + 1) / (union + 1)).mean()
+    iou = (inter + 1) / (union + 1)
+    is_clean = mask.amax((1, 2, 3)) == 0
+    return bce, IOU_WEIGHT * torch.where(is_clean, -iou.log(), 1 - iou).mean()
+
+
+def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> Muon:
+    """Muon (Jordan et al. 2024) for the convolutions, its updates as large as AdamW's would be (Liu et al.
+    2025), and AdamW for the rest: fewer samples to the same loss than AdamW alone, see the model card."""
+    encoder, decoder = [], []
+    for name, p in net.named_parameters():
+        (encoder if name.startswith("model.encoder.") else decoder).append(p)
+    return Muon([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
+                 {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY, nesterov=True, betas=BETAS)
 
 
 class Mixed(Dataset):
@@ -133,7 +147,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="if memory runs out: take "
                         "each batch in N parts, for the same step (default: %(default)s)")
     parser.add_argument("--lr", type=float,
-                        help="peak learning rate of AdamW (default: 2e-3, with --init 5e-4)")
+                        help="peak learning rate (default: 2e-3, with --init 5e-4)")
     parser.add_argument("--seed", type=int, default=0,
                         help="of samples and initial weights (default: %(default)s)")
     # machine
@@ -218,11 +232,7 @@ def run(args: argparse.Namespace) -> int:
             "photos make a far better model", file=sys.stderr)
 
     # -- optimisation
-    encoder = [p for n, p in net.named_parameters() if n.startswith("model.encoder.")]
-    decoder = [p for n, p in net.named_parameters() if not n.startswith("model.encoder.")]
-    lr = args.lr or (5e-4 if args.init else 2e-3)
-    optimizer = torch.optim.AdamW([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
-                                   {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY)
+    optimizer = make_optimizer(net, args.lr or (5e-4 if args.init else 2e-3), pretrained)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_at(step, args.steps))
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
     # torch takes a first step that the scaler skips for a wrong order; the schedule follows the data instead

@@ -119,7 +119,7 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
                 train.freeze_statistics(net)
             if fast:
                 speed_up_training(net)
-            optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
+            optimizer = train.make_optimizer(net, 1e-3, frozen)
 
             def step():
                 with torch.autocast(device.type, amp, enabled=amp is not None):

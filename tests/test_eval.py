@@ -149,16 +149,17 @@ def test_interval_is_reproducible_and_covers(monkeypatch):
     assert ev.interval([0.5]) == (0.5, 0.5) and np.isnan(ev.interval([])[0])
 
 
-def test_best_threshold_is_the_highest_of_those_as_good_as_the_best_iou():
-    curve = {t: {"n_marked": 1, "iou": iou} for t, iou in ((0.2, 0.5), (0.4, 0.499), (0.5, 0.49), (0.9, 0.1))}
-    assert ev.best_threshold(curve) == 0.4
+def test_best_threshold_has_the_best_iou_then_the_fewest_false_alarms_then_the_most_recall():
+    curve = {t: {"n_marked": 1, "iou": iou, "false_alarm_rate": rate} for t, iou, rate in (
+        (0.1, 0.499, 0.3), (0.2, 0.5, 0.2), (0.3, 0.5, 0.2), (0.5, 0.49, 0.1), (0.9, 0.1, 0))}
+    assert ev.best_threshold(curve) == 0.2
     with pytest.raises(ValueError, match="raise --n"):
         ev.best_threshold({0.5: {"n_marked": 0}})
     pictures = ev.Pictures("x", "-", 3, partial(make_square, 3))
     curve = ev.summarise_curve(ev.score(White(prob=0.62), pictures))
     assert list(curve) == [k / 20 for k in range(1, 20)]
     assert [curve[t]["iou"] for t in (0.05, 0.6, 0.65, 0.95)] == [1, 1, 0, 0]
-    assert ev.best_threshold(curve) == 0.6
+    assert ev.best_threshold(curve) == 0.05                # no clean sample, and nothing to choose by IoU
 
 
 def test_breakdown_takes_marks_only_where_there_is_exactly_one():

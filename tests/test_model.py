@@ -191,6 +191,16 @@ def test_device_and_precision_give_their_reasons():
     assert pick_amp("auto", torch.device("mps"))[0] is None
 
 
+@pytest.mark.parametrize("amx, avx, name, pays", [
+    (True, True, "GenuineIntel", True), (False, True, "GenuineIntel", False),
+    (False, True, "AuthenticAMD", True), (False, True, "", True), (False, False, "AuthenticAMD", False)])
+def test_bf16_on_the_cpu_only_where_it_pays(monkeypatch, amx, avx, name, pays):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
+    monkeypatch.setattr(model, "cpu_name", lambda: f"vendor_id: {name}")
+    assert pick_amp("auto", torch.device("cpu"))[0] == (torch.bfloat16 if pays else None)
+
+
 # ---------------------------------------------------------------- image in, mask out
 
 def test_images_of_every_mode(tmp_path):

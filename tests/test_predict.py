@@ -462,6 +462,10 @@ def corpus() -> dict[bytes, tuple[bytes | Image.Image, tuple[int, int] | str]]:
     add("cut.gif", encode(base, "GIF")[:300], "either")
     add("cut.webp", encode(base, "WEBP")[:100], "fails")
     add("cut.tif", encode(base, "TIFF")[:3000], "fails")
+    if features.check("avif"):
+        add("cut.avif", encode(base, "AVIF")[:-200], "fails")
+    dds = encode(base, "DDS")
+    add("no-format.dds", dds[:80] + bytes(4) + dds[84:], "fails")         # flags of the pixel format
     add("cut.bmp", encode(base, "BMP")[:300], "fails")
     add("text.jpg", b"I am a text file\n", "fails")
     add("page.png", b"<!doctype html><html></html>", "fails")
@@ -573,6 +577,7 @@ def check(ran, name: bytes, expected):
         expected = "fails" if "error" in record else (record["width"], record["height"])
     if expected == "fails":
         assert len(sentences) == 1 and not os.path.exists(mask) and len(record["error"]) < 200
+        assert "Error" not in record["error"]                             # a sentence, no class of Python's
     else:
         assert not sentences and mask_of(mask).shape[::-1] == expected == (record["width"], record["height"])
 

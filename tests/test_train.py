@@ -94,6 +94,11 @@ def test_loss_of_a_perfect_and_of_a_clean_prediction():
     alarm = perfect.clone()
     alarm[1, 0, 0, 0] = 20                                            # one false pixel on the clean image
     assert loss_parts(alarm, mask)[1] > 0.06
+    counts = torch.tensor([10.0, 100, 1000]).log1p()                  # pixels wrongly marked on a clean image
+    for more, count in zip((10, 100, 1000), counts):
+        wrong = torch.full((1, 1, 40, 40), -20.0)
+        wrong.view(-1)[:more] = 20
+        assert abs(loss_parts(wrong, torch.zeros(1, 1, 40, 40))[1] - 0.25 * count) < 1e-3
     logits = torch.zeros(1, 1, 2, 2)                                  # p = .5, one marked pixel of four
     bce, soft_iou = loss_parts(logits, torch.tensor([[[[1.0, 0], [0, 0]]]]))
     assert abs(bce - np.log(2)) < 1e-6 and abs(soft_iou - 0.25 * (1 - (0.5 + 1) / (2.5 + 1))) < 1e-6
@@ -140,7 +145,7 @@ def test_a_run_writes_what_it_promises(tmp_path, photos, logos, capsys):
     log = read_log(out)
     assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4]
     events = read_events(out)
-    assert {"loss", "bce", "dice", "lr", "grad_norm", "samples_per_s", "held_out/iou", "held_out/f1",
+    assert {"loss", "bce", "soft_iou", "lr", "grad_norm", "samples_per_s", "held_out/iou", "held_out/f1",
             "held_out/false_alarm_rate"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in log if "loss" in r])
     assert len(events.Images("image, truth, probability")) == 2
@@ -309,7 +314,7 @@ def test_two_ranks_and_two_parts_take_the_steps_of_one(tmp_path, photos, logos):
     assert said == sorted(["kept:0", "fresh:0", "signal:130", "nan:2"] * 2)
     for a, b in (("parts", "one"), ("ranks", "one"), ("fresh_ranks", "fresh_parts")):
         a, b = curve(tmp_path / a), curve(tmp_path / b)
-        assert a.shape == b.shape == (20, 2) and np.ptp(b[:, 1]) > 0.01 and np.abs(a - b).max() < 1e-4
+        assert a.shape == b.shape == (20, 2) and np.ptp(b.sum(1)) > 0.01 and np.abs(a - b).max() < 1e-4
     # what stops one rank stops both
     assert load_checkpoint(tmp_path / "signal" / "last.pt")["step"] == 3
     assert load_checkpoint(tmp_path / "nan" / "last.pt")["step"] == 2
@@ -388,7 +393,7 @@ def test_an_infinite_gradient_is_skipped_in_fp16_and_stops_otherwise(
     assert train.main(flags(out, photos, logos, "--amp", "fp16")) == 0
     last = load_checkpoint(out / "last.pt")
     assert last["step"] == last["scheduler"]["last_epoch"] == 4
-    taken, = {s["step"].item() for s in last["optimizer"]["state"].values()}
+    taken, = {s["step"].item() for s in last["optimizer"]["state"].values() if "step" in s}
     assert 1 <= taken <= 3 and last["scaler"]["scale"] == 2.0**16 / 2**(4 - taken)     # halved by each skip
     assert all(torch.isfinite(v).all() for part in ("model", "ema") for v in last[part].values())
     calls.clear()
