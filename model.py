@@ -232,8 +232,8 @@ def pick_amp(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
 def has_cpu_bf16() -> bool:
     """bf16 that pays: AMX, or AVX512-BF16 of a maker whose cores do more of it than of float32 in a cycle.
 
-    Intel's do not: on a Xeon with its AMX hidden, as virtual machines do, bf16 trained .7 times as fast as
-    float32; without either, oneDNN emulates and loses.
+    Intel's do not: on a Xeon with its AMX hidden, as virtual machines do, bf16 lost to float32 in training
+    and in prediction (the model card has the figures); without either, oneDNN emulates and loses.
     """
     amx, avx = (getattr(torch.cpu, check, bool)()            # private, and younger than torch 2.4
                 for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))

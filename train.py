@@ -41,7 +41,7 @@ WARMUP = 200               # steps of linear warm-up, or a tenth of the run wher
 MIN_LR = 0.01              # the cosine ends at this share of the peak
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
 WEIGHT_DECAY = 0.01
-BETAS = 0.9, 0.999         # of AdamW, which takes the biases and the depthwise convolutions
+BETAS = 0.9, 0.999         # of NAdamW, which takes the biases and the depthwise convolutions
 IOU_WEIGHT = 0.25          # of the soft IoU in the loss, beside the cross-entropy's 1
 CLIP = 1.0                 # largest gradient norm
 EMA_DECAY = 0.999          # averages over about the last thousand steps
@@ -83,7 +83,7 @@ def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, 
 
 def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> Muon:
     """Muon (Jordan et al. 2024) for the convolutions, its updates as large as AdamW's would be (Liu et al.
-    2025), and AdamW for the rest: fewer samples to the same loss than AdamW alone, see the model card."""
+    2025), and timm's NAdamW for the rest. The model card compares it with AdamW alone."""
     encoder, decoder = [], []
     for name, p in net.named_parameters():
         (encoder if name.startswith("model.encoder.") else decoder).append(p)
