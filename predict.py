@@ -428,7 +428,7 @@ def reason(error: Exception) -> str:
     """What went wrong, in one line without the file's name."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow can read"
-    if isinstance(error, (OSError, ValueError, RuntimeError)):            # the last from Pillow's DDS and AVIF
+    if isinstance(error, (OSError, ValueError, RuntimeError)):           # the last: Pillow's DDS and AVIF
         return getattr(error, "strerror", None) or first_line(error)
     return f"{type(error).__name__}: {first_line(error)}"
 
