@@ -561,7 +561,7 @@ class Marks:
 
 
 # kind -> weight in the default recipe
-KINDS = {"logo": 38, "text": 20, "lines": 8, "lockup": 12, "credit": 16, "stamp": 4, "tiles": 10,
+KINDS = {"logo": 50, "text": 20, "lines": 8, "lockup": 12, "credit": 16, "stamp": 4, "tiles": 10,
          "lattice": 6, "strokes": 3, "band": 3}
 OWN_KINDS = {"logo": 80, "tiles": 20}
 
@@ -574,7 +574,7 @@ def draw_mark(rng: np.random.Generator, marks: Marks, W: int, H: int, kinds: dic
     if kind == "logo":
         share = rng.uniform(0.3, 1.0) if rng.random() < 0.6 else log_uniform(rng, 0.08, 0.5)
         mark = marks.logo(rng, share * min(W, H))
-        squash = log_uniform(rng, 0.5, 2) if rng.random() < 0.4 else 1.0       # stretched to fill a format
+        squash = log_uniform(rng, 0.25, 4) if rng.random() < 0.5 else 1.0      # stretched to fill a format
     elif kind == "credit":
         px = log_uniform(rng, 0.02, 0.06) * H
         mark = (marks.text(rng, 0.9 * W, px, make_credit(rng)) if rng.random() < 0.8
@@ -865,7 +865,8 @@ class Synth:
             for _ in range(RETRIES):
                 opacity = pick(rng, (rng.uniform(0.12, 0.4), rng.uniform(0.4, 0.8), rng.uniform(0.8, 1)),
                                (40, 38, 22))
-                mode = pick(rng, ("normal", "screen", "multiply", "overlay", "soft light"), (76, 8, 6, 6, 4))
+                mode = pick(rng, ("normal", "screen", "multiply", "overlay", "soft light"),
+                            (68, 8, 11, 10, 3))
                 matrix = matrix - [[0, 0, ox], [0, 0, oy]]
                 change = lay(image, mask, mark, matrix, opacity, mode, meta["wrap"])
                 if change is None:                # outside the window

@@ -26,8 +26,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import eval as evaluation  # noqa: E402
-from model import (WEIGHTS, build, default_dilation, dilate, keep_freed_memory, load_model,  # noqa: E402
-                   pick_amp, pick_device, predict_prob, resize_prob, speed_up_training)
+from model import (OPTIONS, WEIGHTS, build, default_dilation, dilate, keep_freed_memory,  # noqa: E402
+                   load_model, pick_amp, pick_device, predict_prob, resize_prob, speed_up_training)
 import predict  # noqa: E402
 import train  # noqa: E402
 from synth import RECIPES, Synth, generate_background, read_photo  # noqa: E402
@@ -113,8 +113,8 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
         pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
         mask = (torch.rand(batch, 1, size, size, device=device) > 0.9).float()
 
-        def stepper(frozen: bool, fast: bool):
-            net = build().to(device, memory_format=torch.channels_last).train()
+        def stepper(frozen: bool, fast: bool, options: dict | None = None):
+            net = build(options=options).to(device, memory_format=torch.channels_last).train()
             if frozen:
                 train.freeze_statistics(net)
             if fast:
@@ -133,14 +133,17 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
             rate = batch / seconds(stepper(False, True))
             row(f"training step, batch {batch} at {size} px, before keep_freed_memory", f"{rate:.1f} samples/s")
             keep_freed_memory()
-        ways = [stepper(*flags) for flags in ((False, True), (False, False), (True, True), (True, False))]
+        whole_unet = {"decoder_channels": OPTIONS["unet"]["decoder_channels"]}
+        ways = [stepper(*flags) for flags in ((False, True), (False, False), (True, True), (True, False),
+                                              (True, True, whole_unet))]
         # in turns, since machines drift
         times = zip(*[[seconds(step, 1) for step in ways] for _ in range(ROUNDS)])
-        bare, plain, frozen, frozen_plain = (batch / median(t) for t in times)
+        bare, plain, frozen, frozen_plain, full = (batch / median(t) for t in times)
         row(f"training step, batch {batch} at {size} px", f"{bare:.1f} samples/s")
         row("  without speed_up_training", f"{plain:.1f} samples/s")
         row("  with frozen statistics, as with --init", f"{frozen:.1f} samples/s")
         row("  likewise, without speed_up_training", f"{frozen_plain:.1f} samples/s")
+        row("  likewise, without end_early", f"{full:.1f} samples/s")
         with tempfile.TemporaryDirectory() as out:
             flags = ["--images", images, "--logos", logos, "--device", str(device), "--size", str(size),
                      "--encoder-weights", "none", "--batch-size", str(batch), "--out", out]

@@ -38,6 +38,26 @@ def test_any_size_in_the_same_size_out(net, H, W):
     assert logits.shape == (2, 1, H, W) and torch.isfinite(logits).all()
 
 
+def test_nothing_is_convolved_at_full_resolution(net):
+    sizes = []
+    handles = [m.register_forward_hook(lambda m, inputs, y: sizes.append(tuple(y.shape[-2:])))
+               for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+    for handle in handles:
+        handle.remove()
+    assert max(sizes) == (32, 48) == sizes[-1]
+
+
+def test_a_decoder_to_full_resolution_is_still_read(tmp_path):
+    """Files written before end_early have no `subpixel` among their options."""
+    old = build(options={"decoder_channels": [128, 64, 48, 32, 16]})
+    save_checkpoint(pack(old), tmp_path / "old.pt")
+    again = from_checkpoint(load_checkpoint(tmp_path / "old.pt"))
+    assert len(again.model.decoder.blocks) == 5 == len(build().model.decoder.blocks) + 1
+    assert sum(p.numel() for p in again.parameters()) > 4e6
+
+
 def test_normalisation_is_inside(net):
     seen = []
     handle = net.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
