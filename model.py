@@ -336,13 +336,18 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 @torch.inference_mode()
 def predict_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Pictures of one shape, each (H, W, 3) uint8 RGB -> for each its (H, W) float32 probabilities."""
+    """Pictures of one shape, each (H, W, 3) uint8 RGB -> for each its (H, W) float32 probabilities.
+
+    The mean of the picture and its mirror image: what the network only imagines, it rarely sees in both (the
+    model card has the figures).
+    """
     device = net.mean.device
     batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)      # (B, 3, H, W)
     dtype, _ = pick_amp("auto", device)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        logits = net(batch)
-    return list(logits.float().sigmoid()[:, 0].cpu().numpy())                      # B x (H, W)
+        logits = net(torch.cat([batch, batch.flip(-1)]))                           # (2B, 1, H, W)
+    prob, mirrored = logits.float().sigmoid()[:, 0].chunk(2)                       # (B, H, W) each
+    return list(((prob + mirrored.flip(-1)) / 2).cpu().numpy())                    # B x (H, W)
 
 
 def predict_prob(net: Segmenter, image: np.ndarray, size: int | None = None) -> np.ndarray:

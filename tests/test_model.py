@@ -278,6 +278,12 @@ def test_predict_is_batch_independent(saved):
         assert np.abs(alone - prob).max() < 0.02                    # bf16
 
 
+def test_a_mirrored_picture_gives_the_mirrored_answer(saved):
+    net, image = load_model(saved), np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    prob, mirrored = (predict_prob(net, np.ascontiguousarray(x)) for x in (image, image[:, ::-1]))
+    assert np.abs(prob[:, ::-1] - mirrored).max() < 0.02 and np.ptp(prob) > 0     # bf16
+
+
 def test_dilation_is_rounds_of_the_cross():
     import cv2
     rng = np.random.default_rng(0)
