@@ -37,7 +37,8 @@ SIZE = 512                            # pixels on the longest side that the netw
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
 DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
-# Narrower than smp's own U-Net decoder (256, 128, 64, 32, 16), and ended at half resolution: see end_early.
+# Narrower than smp's own U-Net decoder (256, 128, 64, 32, 16). smp wants five widths; with `subpixel`, the last
+# is of the block that end_early takes away.
 OPTIONS = {"unet": {"decoder_channels": [128, 64, 48, 32, 16], "subpixel": True}}
 PRIOR = 0.05                          # share of marked pixels that a fresh network expects before training
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -83,7 +84,7 @@ def end_early(unet: nn.Module) -> None:
     Its last decoder block has no skip to read: at full resolution it sees nothing that the one before has not
     seen at half of it, where a sub-pixel convolution (Shi et al. 2016) gives the four logits of each position
     instead. The first block's first convolution only reduces MobileNetV2's 1,376 channels, which needs no
-    3 x 3. `tests/bench.py` has a row for what that saves; 2.8 M parameters are left of 4.2 M.
+    3 x 3. `tests/bench.py` has a row for what that saves.
     """
     first, channels = unet.decoder.blocks[0].conv1, unet.decoder.blocks[-2].conv2[0].out_channels
     first[0] = nn.Conv2d(first[0].in_channels, first[0].out_channels, 1, bias=False)

@@ -100,7 +100,7 @@ def bench_network(device: torch.device) -> None:
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     net = load_model(WEIGHTS, device)
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    row("released network, one picture, 512 x 512",
+    row("released network, a picture and its mirror image, 512 x 512",
         f"{1e3 * seconds(lambda: (predict_prob(net, image), sync()), 20):.0f} ms")
 
 
