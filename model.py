@@ -34,6 +34,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 FORMAT = 1                            # version of the checkpoint dict; raise it when a key changes meaning
 WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
 SIZE = 512                            # pixels on the longest side that the network looks at by default
+ENLARGE = 1.5                         # smaller pictures grow to SIZE, but no further than this many times
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
 DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
@@ -323,14 +324,19 @@ def load_image(source, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, ...) -> the same with its longest side at most `size` pixels; smaller ones stay as they are."""
+def fit(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, ...) -> what the network is to see: the same with its longest side at most `size` pixels.
+
+    Pictures under SIZE are enlarged to it, at most ENLARGE times, as training has seen it (synth.ENLARGED): a
+    letter needs its pixels. The model card has the comparison.
+    """
     H, W = image.shape[:2]
-    scale = size / max(H, W)
-    if scale >= 1:
+    longest = max(H, W)
+    scale = min(size, max(longest, min(SIZE, ENLARGE * longest))) / longest
+    if scale == 1:
         return image
     return cv2.resize(image, (max(round(W * scale), 1), max(round(H * scale), 1)),
-                      interpolation=cv2.INTER_AREA)
+                      interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
 # ---------------------------------------------------------------- mask out
@@ -353,7 +359,7 @@ def predict_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
 
 def predict_prob(net: Segmenter, image: np.ndarray, size: int | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB -> (H, W) float32 in [0, 1]. size: longest side the network sees, or net.size."""
-    prob, = predict_probs(net, [shrink(image, size or net.size)])
+    prob, = predict_probs(net, [fit(image, size or net.size)])
     return resize_prob(prob, *image.shape[:2])
 
 

@@ -47,8 +47,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from model import (MAX_PIXELS, WEIGHTS, Segmenter, first_line, load_image, load_model, pick_amp, pick_device,
-                   predict_prob, predict_probs, resize_prob, shrink, to_mask)
+from model import (MAX_PIXELS, WEIGHTS, Segmenter, first_line, fit, load_image, load_model, pick_amp,
+                   pick_device, predict_prob, predict_probs, resize_prob, to_mask)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per pass; a CPU gains nothing from more
 NETWORKS = 4                                  # at work side by side at most, each with its share of the cores
@@ -191,7 +191,7 @@ def read(record: dict, args: argparse.Namespace,
         if drafted:
             W, H = sorted(full, reverse=W > H)
         record["width"], record["height"] = W, H
-        view = image if args.tile else shrink(image, size)
+        view = image if args.tile else fit(image, size)
         record["milliseconds"] = 1000 * (time.perf_counter() - start)
         return record, image if args.overlay else None, view
     except Exception as e:                    # Pillow raises a dozen kinds on garbage; the run goes on
@@ -235,6 +235,8 @@ def predict(group: list[tuple], net: Segmenter, args: argparse.Namespace, size: 
 def tiled_prob(net: Segmenter, image: np.ndarray, size: int) -> np.ndarray:
     """(H, W, 3) uint8 at full resolution -> (H, W) float32, from overlapping windows with blended seams."""
     H, W = image.shape[:2]
+    if max(H, W) <= size:                     # nothing to cut
+        return predict_prob(net, image, size)
     prob = np.zeros((H, W), np.float32)
     places = [(row, column) for row in windows(H, size) for column in windows(W, size)]
     batch_size = BATCH[net.mean.device.type]

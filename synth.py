@@ -37,6 +37,7 @@ MAX_LOGO = 512             # logos are kept at this longest side, in pixels; lar
 LOGO_CACHE = 800           # logos kept decoded in each process; the bound of its memory
 PHOTO_SIDE = 1024          # photos are decoded at reduced size as long as the longest side stays above this
 MAX_PIXELS = 100_000_000   # pictures beyond this are left out, JPEG photos excepted: those decode at 1/8
+ENLARGED = 0.3             # share of the crops that were saved small, and then made larger
 RETRIES = 5                # how often a mark that cannot be seen is drawn anew before the sample goes without
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp"), (".ttf", ".otf")
@@ -845,14 +846,16 @@ class Synth:
         if rng.random() < 0.05:
             photo = passepartout(rng, photo)
         H, W = photo.shape[:2]
-        if self.size:                             # marks lie on the whole frame; the crop is a window of it
+        if side := self.size:                     # marks lie on the whole frame; the crop is a window of it
+            if rng.random() < ENLARGED:           # as predict.py does with small pictures
+                side = round(side / rng.uniform(1, 2))
             # half of the time the window holds all it can, since a large mark needs its surroundings
-            largest = max(self.size, min(1.9 * self.size, 1.1 * min(H, W)))
-            scale = (self.size if rng.random() < 0.5 else rng.uniform(self.size, largest)) / min(H, W)
-            H, W = max(round(H * scale), self.size), max(round(W * scale), self.size)
+            largest = max(side, min(1.9 * side, 1.1 * min(H, W)))
+            scale = (side if rng.random() < 0.5 else rng.uniform(side, largest)) / min(H, W)
+            H, W = max(round(H * scale), side), max(round(W * scale), side)
         count = pick(rng, (0, 1, 2, 3, 4), (22, 48, 18, 8, 4))
         drawn = [draw_mark(rng, self.marks, W, H, self.kinds) for _ in range(count)]
-        h, w = (self.size, self.size) if self.size else (H, W)
+        h, w = (side, side) if side else (H, W)
         oy, ox = int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1))
         if drawn and rng.random() < 0.85 and not drawn[0][2]["wrap"]:      # look where the first mark is
             mark, matrix, _ = drawn[0]
@@ -876,6 +879,10 @@ class Synth:
                     break
                 mark, matrix, meta = draw_mark(rng, self.marks, W, H, self.kinds)
         image, quality = camera(rng, image)
+        if side != self.size:
+            image = cv2.resize(image, (self.size, self.size),
+                               interpolation=pick(rng, (cv2.INTER_LINEAR, cv2.INTER_CUBIC)))
+            mask = cv2.resize(mask * 255, (self.size, self.size)) // 128
         return image, mask, {"photo": name, "window": [ox, oy, W, H], "marks": laid, "jpeg": quality}
 
     # -- the field's (RECIPES in README): one or more logos, pasted; each keeps its own rule of truth

@@ -12,9 +12,9 @@ from PIL import Image
 
 import model
 from conftest import ROOT
-from model import (build, default_dilation, dilate, from_checkpoint, fuse_batchnorm, load_checkpoint,
+from model import (build, default_dilation, dilate, fit, from_checkpoint, fuse_batchnorm, load_checkpoint,
                    load_image, load_model, pack, pick_amp, pick_device, predict_prob, predict_probs,
-                   resize_prob, save_checkpoint, shrink, speed_up_training)
+                   resize_prob, save_checkpoint, speed_up_training)
 
 
 @pytest.fixture(scope="module")
@@ -261,10 +261,13 @@ def test_a_bomb_is_refused_and_a_broken_file_is_an_oserror(tmp_path):
         load_image(tmp_path / "a.png")
 
 
-def test_shrink_and_resize_back():
+def test_fit_and_resize_back():
     image = np.zeros((300, 1000, 3), np.uint8)
-    assert shrink(image, 500).shape == (150, 500, 3) and shrink(image, 2000) is image
-    assert shrink(np.zeros((1, 5000, 3), np.uint8), 512).shape == (1, 512, 3)
+    assert fit(image, 500).shape == (150, 500, 3) and fit(image, 1000) is image and fit(image, 2000) is image
+    assert fit(np.zeros((1, 5000, 3), np.uint8), 512).shape == (1, 512, 3)
+    assert fit(image[:, :400], 512).shape == fit(image[:, :400], 1024).shape == (384, 512, 3)
+    assert fit(image[:100, :90], 512).shape == (150, 135, 3)                        # and no further
+    assert fit(image[:100, :90], 100).shape == (100, 90, 3)                         # never beyond what is asked
     assert resize_prob(np.ones((150, 500), np.float32), 300, 1000).shape == (300, 1000)
 
 

@@ -52,6 +52,20 @@ def test_sizes(photos, logos):
     assert Synth(photos, logos, "clwd").make_sample(0, 0)[0].shape == (3, 256, 256)
 
 
+def test_some_crops_were_saved_small_and_then_enlarged(photos, logos, monkeypatch):
+    saved = []                                                     # sides at which the camera sees crops
+    monkeypatch.setattr(synth, "camera", lambda rng, image: (saved.append(len(image)) or image, None))
+    monkeypatch.setattr(synth, "vary", lambda rng, image: np.zeros_like(image))
+    monkeypatch.setattr(synth, "blend", lambda under, layer, opacity, mode: np.maximum(
+        under, (layer[..., 3:] > 255 * MASK_ALPHA) * np.uint8(255)))         # white marks on black
+    enlarged = Synth(photos, logos, size=96)
+    for i in range(100):
+        image, mask, _ = enlarged.make_sample(0, i)
+        assert image.shape == (3, 96, 96) and set(np.unique(mask)) <= {0, 1}
+        assert ((image[0] > 127) != mask[0]).mean() < 0.02         # the truth went with the mark
+    assert min(saved) >= 48 and 10 < sum(side < 96 for side in saved) < 50
+
+
 def test_clean_samples_have_an_empty_mask_and_are_every_sixth(samples):
     metas = [samples.make_sample(0, i) for i in range(150)]
     clean = [mask for _, mask, meta in metas if not meta["marks"]]
