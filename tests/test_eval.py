@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 import eval as ev
+import model
 from conftest import ROOT
 from model import (build, dilate, load_checkpoint, load_model, pack, predict_prob, predict_probs,
                    save_checkpoint)
@@ -38,6 +39,7 @@ class White(nn.Module):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
+    monkeypatch.setattr(model, "SIZE", 1)         # small pictures stay as they are, and White exact
     monkeypatch.setattr(ev, "BOOTSTRAP", 50)
 
 
@@ -579,7 +581,8 @@ def test_help_needs_nothing(capsys):
 
 
 def test_torchrun_gives_the_same_table_and_one_set_of_notices(here, weights, logos, capsys, monkeypatch):
-    monkeypatch.setattr(ev, "BOOTSTRAP", 1000)                         # as in the processes below
+    for module, name, value in ((ev, "BOOTSTRAP", 1000), (model, "SIZE", 512)):
+        monkeypatch.setattr(module, name, value)                       # as in the processes below
     argv = ["--weights", str(weights), "--logos", str(logos),
             "--recipe", "default", "--n", "5", "--threshold", "0.05", "--device", "cpu"]
     assert ev.main(argv) == 0
