@@ -71,7 +71,7 @@ def predict_mask(image, weights=WEIGHTS, threshold: float | None = None, dilatio
     image: (H, W, 3) uint8 RGB array, PIL image or path; H and W are the displayed (EXIF-turned) ones.
     threshold: probability from which a pixel is marked; None takes the one stored with the weights.
     dilation: pixels to grow the mask by; None grows with the picture (3 at 512), 0 is the bare prediction.
-    size: longest side in pixels that the network sees, None takes its own. tile: see --tile.
+    size: longest side in pixels that the network sees, None takes its own; see model.fit. tile: see --tile.
     device: auto, cuda, cuda:1, mps or cpu. The weights are read once per process.
     Raises OSError for a file that is no complete picture, ValueError for an array of another kind.
     """
@@ -461,7 +461,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                              "(default: grows with the picture, 3 at 512)")
     parser.add_argument("--size", type=int,
                         help="longest side that the network sees; raise it for small marks, "
-                             "lower it if you run out of memory (default: as trained)")
+                             "lower it if you run out of memory (default: as trained; smaller pictures are "
+                             "enlarged to 512, at most 1.5 times)")
     parser.add_argument("--tile", action="store_true",
                         help="full resolution through overlapping windows of --size: "
                              "finds small marks, may miss huge ones, takes longer")
