@@ -332,7 +332,7 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     """
     H, W = image.shape[:2]
     longest = max(H, W)
-    scale = min(size, max(longest, min(SIZE, ENLARGE * longest))) / longest
+    scale = min(size / longest, max(min(SIZE / longest, ENLARGE), 1))
     if scale == 1:
         return image
     return cv2.resize(image, (max(round(W * scale), 1), max(round(H * scale), 1)),

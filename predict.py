@@ -47,8 +47,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from model import (MAX_PIXELS, WEIGHTS, Segmenter, first_line, fit, load_image, load_model, pick_amp,
-                   pick_device, predict_prob, predict_probs, resize_prob, to_mask)
+from model import (ENLARGE, MAX_PIXELS, SIZE, WEIGHTS, Segmenter, first_line, fit, load_image, load_model,
+                   pick_amp, pick_device, predict_prob, predict_probs, resize_prob, to_mask)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per pass; a CPU gains nothing from more
 NETWORKS = 4                                  # at work side by side at most, each with its share of the cores
@@ -462,7 +462,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int,
                         help="longest side that the network sees; raise it for small marks, "
                              "lower it if you run out of memory (default: as trained; smaller pictures are "
-                             "enlarged to 512, at most 1.5 times)")
+                             f"enlarged to {SIZE}, at most {ENLARGE} times)")
     parser.add_argument("--tile", action="store_true",
                         help="full resolution through overlapping windows of --size: "
                              "finds small marks, may miss huge ones, takes longer")

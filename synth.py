@@ -847,7 +847,7 @@ class Synth:
             photo = passepartout(rng, photo)
         H, W = photo.shape[:2]
         if side := self.size:                     # marks lie on the whole frame; the crop is a window of it
-            if rng.random() < ENLARGED:           # as predict.py does with small pictures
+            if rng.random() < ENLARGED:           # as model.fit does with small pictures
                 side = round(side / rng.uniform(1, 2))
             # half of the time the window holds all it can, since a large mark needs its surroundings
             largest = max(side, min(1.9 * side, 1.1 * min(H, W)))

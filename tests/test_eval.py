@@ -18,7 +18,7 @@ from torch import nn
 import eval as ev
 import model
 from conftest import ROOT
-from model import (build, dilate, load_checkpoint, load_model, pack, predict_prob, predict_probs,
+from model import (ENLARGE, build, dilate, load_checkpoint, load_model, pack, predict_prob, predict_probs,
                    save_checkpoint)
 from synth import RECIPES, Synth
 
@@ -39,7 +39,7 @@ class White(nn.Module):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(model, "SIZE", 1)         # small pictures stay as they are, and White exact
+    monkeypatch.setattr(model, "ENLARGE", 1)      # small pictures stay as they are, and White exact
     monkeypatch.setattr(ev, "BOOTSTRAP", 50)
 
 
@@ -581,7 +581,7 @@ def test_help_needs_nothing(capsys):
 
 
 def test_torchrun_gives_the_same_table_and_one_set_of_notices(here, weights, logos, capsys, monkeypatch):
-    for module, name, value in ((ev, "BOOTSTRAP", 1000), (model, "SIZE", 512)):
+    for module, name, value in ((ev, "BOOTSTRAP", 1000), (model, "ENLARGE", ENLARGE)):
         monkeypatch.setattr(module, name, value)                       # as in the processes below
     argv = ["--weights", str(weights), "--logos", str(logos),
             "--recipe", "default", "--n", "5", "--threshold", "0.05", "--device", "cpu"]
