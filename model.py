@@ -28,6 +28,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from segmentation_models_pytorch.base.modules import Conv2dReLU
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -40,7 +41,7 @@ DILATE = 3 / 512                      # dilation radius per pixel of the longest
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
 # Narrower than smp's own U-Net decoder (256, 128, 64, 32, 16). smp wants five widths; with `subpixel`, the
 # last one is of the block that end_early takes away.
-OPTIONS = {"unet": {"decoder_channels": [128, 64, 48, 32, 16], "subpixel": True}}
+OPTIONS = {"unet": {"decoder_channels": [128, 64, 48, 32, 16], "subpixel": True, "residuals": [2, 2]}}
 PRIOR = 0.05                          # share of marked pixels that a fresh network expects before training
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -59,11 +60,13 @@ class Segmenter(nn.Module):
         self.arch, self.encoder, self.options = arch, encoder, options or {}
         self.size, self.threshold = SIZE, THRESHOLD
         options = dict(self.options)
-        subpixel = options.pop("subpixel", False)
+        subpixel, residuals = options.pop("subpixel", False), options.pop("residuals", [])
         self.model = smp.create_model(arch, encoder, encoder_weights=None, in_channels=3, classes=1,
                                       **options)
         if subpixel:
             end_early(self.model)
+        for block, n in zip(getattr(self.model.decoder, "blocks", ()), residuals):
+            block.attention2 = nn.Sequential(*(Residual(block.conv2[0].out_channels) for _ in range(n)))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
@@ -94,6 +97,21 @@ def end_early(unet: nn.Module) -> None:
     unet.segmentation_head = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1),            # (B, 4, H/2, W/2)
                                            nn.PixelShuffle(2))                              # (B, 1, H, W)
     nn.init.xavier_uniform_(unet.segmentation_head[0].weight)
+
+
+class Residual(nn.Sequential):
+    """x (B, C, H, W) plus two 3 x 3 convolutions of it, the second zero at first (as Goyal et al. 2017 start
+    each branch): a trained network that grows by such blocks goes on from what it computed."""
+
+    def __init__(self, channels: int):
+        super().__init__(Conv2dReLU(channels, channels, 3, padding=1),
+                         nn.Conv2d(channels, channels, 3, padding=1))
+        nn.init.kaiming_uniform_(self[0][0].weight, nonlinearity="relu")
+        nn.init.zeros_(self[1].weight)
+        nn.init.zeros_(self[1].bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
 
 
 def build(arch: str = "unet", encoder: str = "mobilenet_v2", encoder_weights: str = "none",

@@ -38,11 +38,13 @@ LOGO_CACHE = 800           # logos kept decoded in each process; the bound of it
 PHOTO_SIDE = 1024          # photos are decoded at reduced size as long as the longest side stays above this
 MAX_PIXELS = 100_000_000   # pictures beyond this are left out, JPEG photos excepted: those decode at 1/8
 ENLARGED = 0.3             # share of the crops that were saved small, and then made larger
+FIELD = 0.3                # share of the crops that are of the field's recipes below, where there are logos
 RETRIES = 5                # how often a mark that cannot be seen is drawn anew before the sample goes without
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp"), (".ttf", ".otf")
 Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of Pillow's error
 RECIPES = ("default", "reference", "clwd", "logo-l", "logo-h", "logo-gray")
+FIELD_RECIPES = RECIPES[2:]                       # not reference: a quarter of what it labels cannot be seen
 OWN = "own"                # the default recipe with the given logos alone: no words, no marks but these
 
 
@@ -767,6 +769,22 @@ def cut_window(photo: np.ndarray, W: int, H: int, x: int, y: int, w: int, h: int
                       cv2.INTER_LINEAR if shrink > 0.6 else cv2.INTER_AREA)
 
 
+def crop(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, side: int):
+    """A side x side window of a picture and its mask, both made smaller or larger, that looks at the mark."""
+    h, w = mask.shape
+    least = min(h, w)
+    short = side if rng.random() < 0.3 else rng.uniform(side, max(side, min(1.9 * side, 1.5 * least)))
+    W, H = (max(round(n * short / least), side) for n in (w, h))
+    ways = (cv2.INTER_AREA, cv2.INTER_AREA) if short < least else (cv2.INTER_CUBIC, cv2.INTER_LINEAR)
+    image, mask = (cv2.resize(a, (W, H), interpolation=way) for a, way in zip((image, mask * 255), ways))
+    mask //= 128
+    x, y, w, h = cv2.boundingRect(mask)
+    at = rng.uniform((x, y), (x + w, y + h)) - rng.uniform(0.15, 0.85, 2) * side
+    x, y = np.clip(at, 0, (W - side, H - side)).astype(int).tolist()
+    window = np.s_[y:y + side, x:x + side]
+    return image[window].copy(), mask[window].copy()
+
+
 def passepartout(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
     """A plain border, with a thin line or not: photographers frame, and a frame is no mark."""
     n = max(2, round(min(photo.shape[:2]) * rng.uniform(0.01, 0.1)))
@@ -805,8 +823,12 @@ class Synth:
             raise ValueError(f"no photo in {images} (looked for {' '.join(PHOTO_TYPES)})")
         self.marks = Marks(*(take_part(find_files(logos, types), logos, held_out)
                              for types in (LOGO_TYPES, FONT_TYPES)), cut_out, words=recipe != OWN)
-        if recipe != "default" and self.marks.any_logo(np.random.default_rng(0)) is None:
-            raise ValueError(f"recipe {recipe} needs logos, and there is no usable one in {logos}")
+        self.field = False                        # are some of the crops of the field's recipes?
+        if recipe != "default" or size:
+            usable = self.marks.any_logo(np.random.default_rng(0)) is not None
+            if recipe != "default" and not usable:
+                raise ValueError(f"recipe {recipe} needs logos, and there is no usable one in {logos}")
+            self.field = recipe == "default" and usable
 
     def __len__(self) -> int:
         return self.n
@@ -820,9 +842,15 @@ class Synth:
     def make_sample(self, seed: int, i: int) -> tuple[np.ndarray, np.ndarray, dict]:
         """-> image (3, H, W) uint8 RGB, mask (1, H, W) uint8 {0, 1}, and how it was made (JSON types)."""
         rng = np.random.default_rng([seed, i])
+        recipe = self.recipe
+        if self.field and rng.random() < FIELD:
+            recipe = pick(rng, FIELD_RECIPES)
         make = {"default": self.default, OWN: self.default, "reference": self.reference,
-                "clwd": self.clwd}.get(self.recipe, self.logo_set)
+                "clwd": self.clwd}.get(recipe, partial(self.logo_set, recipe=recipe))
         image, mask, meta = make(rng)
+        if recipe != self.recipe:
+            image, mask = crop(rng, image, mask, self.size)
+            meta["crop_of"] = recipe
         meta |= {"recipe": self.recipe, "seed": seed, "index": i, "coverage": round(float(mask.mean()), 6)}
         planes = np.empty((3, *image.shape[:2]), np.uint8)
         cv2.split(image, list(planes))            # much faster than a transposed copy
@@ -853,7 +881,8 @@ class Synth:
             largest = max(side, min(1.9 * side, 1.1 * min(H, W)))
             scale = (side if rng.random() < 0.5 else rng.uniform(side, largest)) / min(H, W)
             H, W = max(round(H * scale), side), max(round(W * scale), side)
-        count = pick(rng, (0, 1, 2, 3, 4), (22, 48, 18, 8, 4))
+        # with the field's crops, all of them marked, a quarter of all is clean
+        count = pick(rng, (0, 1, 2, 3, 4), (43 if self.field else 22, 48, 18, 8, 4))
         drawn = [draw_mark(rng, self.marks, W, H, self.kinds) for _ in range(count)]
         h, w = (side, side) if side else (H, W)
         oy, ox = int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1))
@@ -918,15 +947,15 @@ class Synth:
         mask = (cv2.absdiff(image, clean).sum(2, dtype=np.uint16) > 15).astype(np.uint8)
         return jpeg(image, 75), mask, {"photo": name, "marks": [meta], "jpeg": 75}
 
-    def logo_set(self, rng: np.random.Generator):
+    def logo_set(self, rng: np.random.Generator, recipe: str):
         """LOGO-L, -H, -Gray: one square-resized logo, side min(U·W, U·H), opacity U, any angle; truth where
         its alpha > 0. The ranges are the papers'; the authors' synthesis notebook itself uses .4 to .8."""
-        low, high = (0.60, 0.85) if self.recipe == "logo-h" else (0.35, 0.60)
+        low, high = (0.60, 0.85) if recipe == "logo-h" else (0.35, 0.60)
         image, name = self.background(rng)
         H, W = image.shape[:2]
         path, levels = self.marks.any_logo(rng)
         side = max(round(min(rng.uniform(low, high) * W, rng.uniform(low, high) * H)), 1)
-        if self.recipe == "logo-gray":
+        if recipe == "logo-gray":
             grey = [cv2.cvtColor(level, cv2.COLOR_RGBA2GRAY) for level in levels]
             levels = [cv2.merge([g, g, g, level[..., 3]]) for g, level in zip(grey, levels)]
         angle, mask = rng.uniform(0, 360), np.zeros((H, W), np.uint8)

@@ -133,7 +133,7 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
             rate = batch / seconds(stepper(False, True))
             row(f"training step, batch {batch} at {size} px, before keep_freed_memory", f"{rate:.1f} samples/s")
             keep_freed_memory()
-        whole_unet = {"decoder_channels": OPTIONS["unet"]["decoder_channels"]}
+        whole_unet = OPTIONS["unet"] | {"subpixel": False}
         ways = [stepper(*flags) for flags in ((False, True), (False, False), (True, True), (True, False),
                                               (True, True, whole_unet))]
         # in turns, since machines drift

@@ -58,6 +58,20 @@ def test_a_decoder_to_full_resolution_is_still_read(tmp_path):
     assert sum(p.numel() for p in again.parameters()) > 4e6
 
 
+def test_residual_blocks_let_a_trained_network_grow(net):
+    options = model.OPTIONS["unet"] | {"residuals": []}
+    old, image = build(options=options).eval(), torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    grown = build().eval()
+    missing, unexpected = grown.load_state_dict(old.state_dict(), strict=False)
+    assert not unexpected and missing and all("attention2" in name for name in missing)
+    with torch.no_grad():
+        assert torch.equal(grown(image), old(image))
+    grown.train()(image).square().sum().backward()               # and they learn
+    blocks = [m for m in grown.modules() if isinstance(m, model.Residual)]
+    assert len(blocks) == sum(model.OPTIONS["unet"]["residuals"])
+    assert all(block[1].weight.grad.abs().sum() > 0 for block in blocks)
+
+
 def test_normalisation_is_inside(net):
     seen = []
     handle = net.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

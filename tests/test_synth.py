@@ -58,6 +58,7 @@ def test_some_crops_were_saved_small_and_then_enlarged(photos, logos, monkeypatc
     monkeypatch.setattr(synth, "vary", lambda rng, image: np.zeros_like(image))
     monkeypatch.setattr(synth, "blend", lambda under, layer, opacity, mode: np.maximum(
         under, (layer[..., 3:] > 255 * MASK_ALPHA) * np.uint8(255)))         # white marks on black
+    monkeypatch.setattr(synth, "FIELD", 0)
     enlarged = Synth(photos, logos, size=96)
     for i in range(100):
         image, mask, _ = enlarged.make_sample(0, i)
@@ -66,11 +67,34 @@ def test_some_crops_were_saved_small_and_then_enlarged(photos, logos, monkeypatc
     assert min(saved) >= 48 and 10 < sum(side < 96 for side in saved) < 50
 
 
-def test_clean_samples_have_an_empty_mask_and_are_every_sixth(samples):
-    metas = [samples.make_sample(0, i) for i in range(150)]
+def test_clean_samples_have_an_empty_mask_and_are_every_fourth(samples):
+    metas = [samples.make_sample(0, i) for i in range(300)]
     clean = [mask for _, mask, meta in metas if not meta["marks"]]
     assert all(not mask.any() for mask in clean)
-    assert 0.12 < len(clean) / 150 < 0.45                          # also where the crop misses a mark
+    assert 0.2 < len(clean) / 300 < 0.4                            # also where the crop misses a mark
+
+
+def test_some_crops_are_of_the_fields_recipes(photos, logos, samples, tmp_path):
+    metas = [samples.make_sample(0, i)[2] for i in range(300)]
+    kinds = [meta["crop_of"] for meta in metas if "crop_of" in meta]
+    assert set(kinds) == {"clwd", "logo-l", "logo-h", "logo-gray"} and 0.24 < len(kinds) / 300 < 0.36
+    shutil.copytree(logos, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.png"))
+    for other in (Synth(photos, logos), Synth(photos, logos, "own", size=96), Synth(photos, tmp_path, size=96)):
+        metas = [other.make_sample(0, i)[2] for i in range(20)]
+        assert not any("crop_of" in meta for meta in metas)        # nor without logos
+
+
+@pytest.mark.parametrize("H, W", [(300, 400), (130, 100)])
+def test_a_crop_keeps_image_and_mask_together_and_looks_at_the_mark(H, W):
+    mask = np.zeros((H, W), np.uint8)
+    mask[H // 2:H // 2 + 15, W // 2:W // 2 + 20] = 1
+    image, shares = np.repeat(mask[..., None] * 255, 3, 2), []
+    for i in range(40):
+        window, truth = synth.crop(np.random.default_rng(i), image, mask, 96)
+        assert window.shape == (96, 96, 3) and truth.shape == (96, 96) and truth.max(initial=0) <= 1
+        assert ((window[..., 0] > 127) == truth).mean() > 0.99
+        shares.append(truth.mean())
+    assert min(shares) > 0 and max(shares) > 1.5 * min(shares)     # at several scales
 
 
 def test_generated_backgrounds_serve_without_any_photo(logos):
