@@ -828,7 +828,7 @@ class Synth:
             usable = self.marks.any_logo(np.random.default_rng(0)) is not None
             if recipe != "default" and not usable:
                 raise ValueError(f"recipe {recipe} needs logos, and there is no usable one in {logos}")
-            self.field = recipe == "default" and usable
+            self.field = recipe == "default" and kinds is KINDS and usable
 
     def __len__(self) -> int:
         return self.n
