@@ -770,7 +770,7 @@ def cut_window(photo: np.ndarray, W: int, H: int, x: int, y: int, w: int, h: int
 
 
 def crop(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, side: int):
-    """A side x side window of a picture and its mask, both made smaller or larger, that looks at the mark."""
+    """image (H, W, 3), mask (H, W) uint8 {0, 1} -> both scaled, and their side x side window at the mark."""
     h, w = mask.shape
     least = min(h, w)
     short = side if rng.random() < 0.3 else rng.uniform(side, max(side, min(1.9 * side, 1.5 * least)))
@@ -803,7 +803,8 @@ class Synth:
     """Samples without end: a map-style Dataset, though not in name, so that this file starts without torch.
 
     images, logos: folders, searched to any depth (None: generated backgrounds, text marks only).
-    size: side of a square crop, for training; None keeps each photo's own size.
+    size: side of a square crop, for training; None keeps each photo's own size. Of the default recipe's crops
+    a FIELD share is cut from pictures of FIELD_RECIPES, where there are logos and the kinds are all of KINDS.
     held_out takes the share of photos, logos and fonts that training never sees.
     Index i of the Dataset is make_sample(seed, i); n is its length.
     cut_out: a logo without alpha loses its pure white or black surroundings, in place of being left out.
