@@ -38,13 +38,14 @@ LOGO_CACHE = 800           # logos kept decoded in each process; the bound of it
 PHOTO_SIDE = 1024          # photos are decoded at reduced size as long as the longest side stays above this
 MAX_PIXELS = 100_000_000   # pictures beyond this are left out, JPEG photos excepted: those decode at 1/8
 ENLARGED = 0.3             # share of the crops that were saved small, and then made larger
-FIELD = 0.3                # share of the crops that are of the field's recipes below, where there are logos
 RETRIES = 5                # how often a mark that cannot be seen is drawn anew before the sample goes without
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp"), (".ttf", ".otf")
 Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of Pillow's error
 RECIPES = ("default", "reference", "clwd", "logo-l", "logo-h", "logo-gray")
-FIELD_RECIPES = RECIPES[2:]                       # not reference: a quarter of what it labels cannot be seen
+# what training crops are of, with weights, where there are logos: plain is the default with the words, nets and
+# tiles that sites lay, saved well; reference is not there, since a quarter of what it labels cannot be seen
+CROPS = {"default": 54, "plain": 20, "clwd": 8, "logo-l": 6, "logo-h": 6, "logo-gray": 6}
 OWN = "own"                # the default recipe with the given logos alone: no words, no marks but these
 
 
@@ -567,6 +568,7 @@ class Marks:
 KINDS = {"logo": 50, "text": 20, "lines": 8, "lockup": 12, "credit": 16, "stamp": 4, "tiles": 10,
          "lattice": 6, "strokes": 3, "band": 3}
 OWN_KINDS = {"logo": 80, "tiles": 20}
+PLAIN_KINDS = {"text": 22, "lines": 6, "lockup": 22, "credit": 22, "tiles": 14, "lattice": 10, "band": 4}
 
 
 def draw_mark(rng: np.random.Generator, marks: Marks, W: int, H: int, kinds: dict[str, float] = KINDS):
@@ -803,8 +805,8 @@ class Synth:
     """Samples without end: a map-style Dataset, though not in name, so that this file starts without torch.
 
     images, logos: folders, searched to any depth (None: generated backgrounds, text marks only).
-    size: side of a square crop, for training; None keeps each photo's own size. Of the default recipe's crops
-    a FIELD share is cut from pictures of FIELD_RECIPES, where there are logos and the kinds are all of KINDS.
+    size: side of a square crop, for training; None keeps each photo's own size. The default recipe's crops
+    are mixed as CROPS says, where there are logos and the kinds are all of KINDS.
     held_out takes the share of photos, logos and fonts that training never sees.
     Index i of the Dataset is make_sample(seed, i); n is its length.
     cut_out: a logo without alpha loses its pure white or black surroundings, in place of being left out.
@@ -824,12 +826,12 @@ class Synth:
             raise ValueError(f"no photo in {images} (looked for {' '.join(PHOTO_TYPES)})")
         self.marks = Marks(*(take_part(find_files(logos, types), logos, held_out)
                              for types in (LOGO_TYPES, FONT_TYPES)), cut_out, words=recipe != OWN)
-        self.field = False                        # are some of the crops of the field's recipes?
+        self.mixes = False                        # are the crops of CROPS?
         if recipe != "default" or size:
             usable = self.marks.any_logo(np.random.default_rng(0)) is not None
             if recipe != "default" and not usable:
                 raise ValueError(f"recipe {recipe} needs logos, and there is no usable one in {logos}")
-            self.field = recipe == "default" and kinds is KINDS and usable
+            self.mixes = recipe == "default" and kinds is KINDS and usable
 
     def __len__(self) -> int:
         return self.n
@@ -843,14 +845,14 @@ class Synth:
     def make_sample(self, seed: int, i: int) -> tuple[np.ndarray, np.ndarray, dict]:
         """-> image (3, H, W) uint8 RGB, mask (1, H, W) uint8 {0, 1}, and how it was made (JSON types)."""
         rng = np.random.default_rng([seed, i])
-        recipe = self.recipe
-        if self.field and rng.random() < FIELD:
-            recipe = pick(rng, FIELD_RECIPES)
-        make = {"default": self.default, OWN: self.default, "reference": self.reference,
+        recipe = pick(rng, tuple(CROPS), tuple(CROPS.values())) if self.mixes else self.recipe
+        make = {"default": self.default, OWN: self.default, "plain": partial(self.default, plain=True),
+                "reference": self.reference,
                 "clwd": self.clwd}.get(recipe, partial(self.logo_set, recipe=recipe))
         image, mask, meta = make(rng)
-        if recipe != self.recipe:
+        if self.mixes and recipe in RECIPES[1:]:
             image, mask = crop(rng, image, mask, self.size)
+        if recipe != self.recipe:
             meta["crop_of"] = recipe
         meta |= {"recipe": self.recipe, "seed": seed, "index": i, "coverage": round(float(mask.mean()), 6)}
         planes = np.empty((3, *image.shape[:2]), np.uint8)
@@ -868,8 +870,12 @@ class Synth:
 
     # -- ours
 
-    def default(self, rng: np.random.Generator):
-        """What people meet: any number of marks on a photo or a window of it; then the camera."""
+    def default(self, rng: np.random.Generator, plain: bool = False):
+        """What people meet: any number of marks on a photo or a window of it; then the camera.
+
+        plain: marked always, by PLAIN_KINDS in normal mode, and saved once, well, or not at all.
+        """
+        kinds = PLAIN_KINDS if plain else self.kinds
         generated = not self.photos or rng.random() < 0.03
         photo, name = (generate_background(rng), "generated") if generated else self.background(rng)
         if rng.random() < 0.05:
@@ -882,9 +888,10 @@ class Synth:
             largest = max(side, min(1.9 * side, 1.1 * min(H, W)))
             scale = (side if rng.random() < 0.5 else rng.uniform(side, largest)) / min(H, W)
             H, W = max(round(H * scale), side), max(round(W * scale), side)
-        # with the field's crops, all of them marked, a quarter of all is clean
-        count = pick(rng, (0, 1, 2, 3, 4), (43 if self.field else 22, 48, 18, 8, 4))
-        drawn = [draw_mark(rng, self.marks, W, H, self.kinds) for _ in range(count)]
+        # the other crops of CROPS are all marked; with them, a third of all is clean
+        clean = 0 if plain else 97 if self.mixes else 22
+        count = pick(rng, (0, 1, 2, 3, 4), (clean, 48, 18, 8, 4))
+        drawn = [draw_mark(rng, self.marks, W, H, kinds) for _ in range(count)]
         h, w = (side, side) if side else (H, W)
         oy, ox = int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1))
         if drawn and rng.random() < 0.85 and not drawn[0][2]["wrap"]:      # look where the first mark is
@@ -898,8 +905,8 @@ class Synth:
             for _ in range(RETRIES):
                 opacity = pick(rng, (rng.uniform(0.12, 0.4), rng.uniform(0.4, 0.8), rng.uniform(0.8, 1)),
                                (40, 38, 22))
-                mode = pick(rng, ("normal", "screen", "multiply", "overlay", "soft light"),
-                            (68, 8, 11, 10, 3))
+                mode = "normal" if plain else pick(
+                    rng, ("normal", "screen", "multiply", "overlay", "soft light"), (68, 8, 11, 10, 3))
                 matrix = matrix - [[0, 0, ox], [0, 0, oy]]
                 change = lay(image, mask, mark, matrix, opacity, mode, meta["wrap"])
                 if change is None:                # outside the window
@@ -907,8 +914,11 @@ class Synth:
                 if change >= MIN_CHANGE:
                     laid.append(meta | {"opacity": round(opacity, 3), "blend": mode})
                     break
-                mark, matrix, meta = draw_mark(rng, self.marks, W, H, self.kinds)
-        image, quality = camera(rng, image)
+                mark, matrix, meta = draw_mark(rng, self.marks, W, H, kinds)
+        if not plain:
+            image, quality = camera(rng, image)
+        elif quality := pick(rng, (None, int(rng.integers(75, 97)))):
+            image = jpeg(image, quality)
         if side != self.size:
             image = cv2.resize(image, (self.size, self.size),
                                interpolation=pick(rng, (cv2.INTER_LINEAR, cv2.INTER_CUBIC)))

@@ -213,8 +213,8 @@ def run(args: argparse.Namespace) -> int:
     if world > 1 and device.type == "cuda":            # on the CPU, which lacks it, each rank sees its share
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     net.train()
-    if pretrained:
-        freeze_statistics(net if args.init else net.model.encoder)
+    if args.init:
+        freeze_statistics(net)
     speed_up_training(net)
 
     # -- data
@@ -365,11 +365,26 @@ def first_network(args: argparse.Namespace) -> nn.Module:
         return build(args.arch, args.encoder)
 
 
-def freeze_statistics(module: nn.Module) -> None:
-    """A pretrained encoder keeps its BatchNorm statistics: batches here are small and unlike ImageNet."""
-    for m in module.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+def freeze_statistics(net: nn.Module) -> None:
+    """BatchNorm keeps the statistics of a trained network, in place, but at the encoder's coarsest stride.
+
+    Kept ones are faster (see speed_up_training) and the same in training and in use. At the coarsest stride,
+    where gradients are tiny and Muon and Adam make full steps of them, they let the activations drift out of
+    ReLU6's range, where no gradient brings them back: eight releases had lost that stage (see the model card).
+    """
+    side, sizes = 256, {}
+    norms = {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    hooks = [m.register_forward_hook(lambda m, x, y: sizes.update({m: y.shape[-1]})) for m in norms.values()]
+    net.eval()
+    with torch.inference_mode():
+        net(torch.zeros(1, 3, side, side, device=net.mean.device))
+    net.train()
+    coarsest = side // getattr(net.model.encoder, "output_stride", 32)
+    for name, m in norms.items():
+        if not (name.startswith("model.encoder.") and sizes.get(m) == coarsest):
             m.eval()
+    for hook in hooks:
+        hook.remove()
 
 
 def ignore_stop(worker: int) -> None:

@@ -298,9 +298,10 @@ def curve(out):
 
 
 def test_two_ranks_and_two_parts_take_the_steps_of_one(tmp_path, photos, logos):
-    """With the statistics kept, as --init does, all three are the same; without, two ranks are two parts."""
+    """Without statistics to learn, all three are the same; with, two ranks are two parts."""
     torch.manual_seed(0)
-    save_checkpoint(pack(build("linknet", "tu-mobilenetv3_small_050")), tmp_path / "start.pt")
+    # LayerNorm in the encoder, and --init keeps the decoder's statistics
+    save_checkpoint(pack(build("linknet", "tu-convnext_atto")), tmp_path / "start.pt")
 
     def more(out, *rest):
         return flags(tmp_path / out, photos, logos, "--steps", "20", "--batch-size", "16",
@@ -342,7 +343,16 @@ def test_init_takes_the_architecture_keeps_the_statistics_and_a_gentler_rate(tmp
     assert (last["arch"], last["encoder"], last["args"]["seed"]) == ("fpn", "resnet18", 3)
     assert max(r["lr"] for r in read_log(out) if "lr" in r) <= 5e-4
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, last["model"][k])}
-    assert changed == {k for k, _ in net.named_parameters()}
+    coarsest = {k for k, _ in net.named_buffers() if k.startswith("model.encoder.layer4.")}
+    assert coarsest and changed == {k for k, _ in net.named_parameters()} | coarsest
+
+
+def test_a_new_network_learns_all_its_statistics(tmp_path, photos, logos, monkeypatch):
+    torch.save(build("fpn", "resnet18").model.encoder.state_dict(), tmp_path / "encoder.pt")
+    assert train.main(flags(tmp_path / "run", photos, logos, "--arch", "fpn", "--encoder", "resnet18",
+                            "--encoder-weights", str(tmp_path / "encoder.pt"), "--steps", "1")) == 0
+    model = load_checkpoint(tmp_path / "run" / "last.pt")["model"]
+    assert all(n == 1 for k, n in model.items() if k.endswith("num_batches_tracked"))
 
 
 def test_own_marks_are_learned_beside_general_ones(tmp_path, photos, logos, monkeypatch):
