@@ -43,8 +43,8 @@ PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp"), (".ttf", ".otf")
 Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of Pillow's error
 RECIPES = ("default", "reference", "clwd", "logo-l", "logo-h", "logo-gray")
-# what training crops are of, with weights, where there are logos: plain is the default with the words, nets and
-# tiles that sites lay, saved well; reference is not there, since a quarter of what it labels cannot be seen
+# what training crops are of, with weights, where there are logos: plain is the default with the words, nets
+# and tiles that sites lay, saved well; reference is left out: a quarter of what it labels cannot be seen
 CROPS = {"default": 54, "plain": 20, "clwd": 8, "logo-l": 6, "logo-h": 6, "logo-gray": 6}
 OWN = "own"                # the default recipe with the given logos alone: no words, no marks but these
 

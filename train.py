@@ -369,8 +369,8 @@ def freeze_statistics(net: nn.Module) -> None:
     """BatchNorm keeps the statistics of a trained network, in place, but at the encoder's coarsest stride.
 
     Kept ones are faster (see speed_up_training) and the same in training and in use. At the coarsest stride,
-    where gradients are tiny and Muon and Adam make full steps of them, they let the activations drift out of
-    ReLU6's range, where no gradient brings them back: eight releases had lost that stage (see the model card).
+    where gradients are tiny and Muon and Adam make full steps of them, they let activations drift out of
+    ReLU6's range, where no gradient brings them back: eight releases had lost that stage (model card).
     """
     side, sizes = 256, {}
     norms = {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
