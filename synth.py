@@ -1034,9 +1034,12 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
     with meta.open("a") as f, ProcessPoolExecutor(workers, initializer=signal.signal,
                                                   initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         todo = pool.map(write_sample, repeat(synth), repeat(out), repeat(seed), range(done, n), chunksize=8)
-        for line in tqdm(todo, total=n, initial=min(done, n), unit="sample", disable=None):
-            f.write(line)
-            f.flush()
+        try:
+            for line in tqdm(todo, total=n, initial=min(done, n), unit="sample", disable=None):
+                f.write(line)
+                f.flush()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)   # or all samples would still be made
 
 
 def main(argv=None) -> int:

@@ -494,6 +494,16 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path, photos):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_ctrl_c_between_two_samples_ends_it_too(tmp_path, photos, monkeypatch):
+    def interrupted(todo, **rest):
+        yield next(todo)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(synth, "tqdm", interrupted)
+    assert synth.main([str(tmp_path / "set"), "--images", str(photos), "--recipe", "clwd", "--workers", "2",
+                       "--n", "3000"]) == 130
+    assert len(list((tmp_path / "set" / "images").iterdir())) < 1000
+
+
 def test_the_sample_logos_are_many_and_all_usable():
     paths = sorted((ROOT / "logos").glob("*.png"))
     assert len(paths) >= 40 and all(load_logo(str(p)) for p in paths)
