@@ -43,8 +43,8 @@ PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp"), (".ttf", ".otf")
 Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of Pillow's error
 RECIPES = ("default", "reference", "clwd", "logo-l", "logo-h", "logo-gray")
-# what training crops are of, with weights, where there are logos: plain is the default with the words, nets
-# and tiles that sites lay, saved well; reference is left out: a quarter of what it labels cannot be seen
+# recipe -> weight in training crops, where there are logos. plain: see Synth.default. Without reference: a
+# quarter of what it labels cannot be seen
 CROPS = {"default": 54, "plain": 20, "clwd": 8, "logo-l": 6, "logo-h": 6, "logo-gray": 6}
 OWN = "own"                # the default recipe with the given logos alone: no words, no marks but these
 
@@ -568,6 +568,7 @@ class Marks:
 KINDS = {"logo": 50, "text": 20, "lines": 8, "lockup": 12, "credit": 16, "stamp": 4, "tiles": 10,
          "lattice": 6, "strokes": 3, "band": 3}
 OWN_KINDS = {"logo": 80, "tiles": 20}
+# the words, nets and tiles of stock sites
 PLAIN_KINDS = {"text": 22, "lines": 6, "lockup": 22, "credit": 22, "tiles": 14, "lattice": 10, "band": 4}
 
 
@@ -826,7 +827,7 @@ class Synth:
             raise ValueError(f"no photo in {images} (looked for {' '.join(PHOTO_TYPES)})")
         self.marks = Marks(*(take_part(find_files(logos, types), logos, held_out)
                              for types in (LOGO_TYPES, FONT_TYPES)), cut_out, words=recipe != OWN)
-        self.mixes = False                        # are the crops of CROPS?
+        self.mixes = False                        # are the crops mixed as CROPS says?
         if recipe != "default" or size:
             usable = self.marks.any_logo(np.random.default_rng(0)) is not None
             if recipe != "default" and not usable:
@@ -850,7 +851,7 @@ class Synth:
                 "reference": self.reference,
                 "clwd": self.clwd}.get(recipe, partial(self.logo_set, recipe=recipe))
         image, mask, meta = make(rng)
-        if self.mixes and recipe in RECIPES[1:]:
+        if self.mixes and recipe not in ("default", "plain"):      # those make crops themselves
             image, mask = crop(rng, image, mask, self.size)
         if recipe != self.recipe:
             meta["crop_of"] = recipe
@@ -873,7 +874,7 @@ class Synth:
     def default(self, rng: np.random.Generator, plain: bool = False):
         """What people meet: any number of marks on a photo or a window of it; then the camera.
 
-        plain: marked always, by PLAIN_KINDS in normal mode, and saved once, well, or not at all.
+        plain: always marked, by PLAIN_KINDS in normal mode, and saved once and well, or not at all.
         """
         kinds = PLAIN_KINDS if plain else self.kinds
         generated = not self.photos or rng.random() < 0.03

@@ -208,7 +208,6 @@ def run(args: argparse.Namespace) -> int:
         net = from_checkpoint(load_checkpoint(Path(args.init)))
     else:
         net = first_network(args)
-    pretrained = bool(args.init) or args.encoder_weights != "none"
     net.to(device, memory_format=torch.channels_last if channels_last(device) else torch.preserve_format)
     if world > 1 and device.type == "cuda":            # on the CPU, which lacks it, each rank sees its share
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
@@ -232,6 +231,7 @@ def run(args: argparse.Namespace) -> int:
             "photos make a far better model", file=sys.stderr)
 
     # -- optimisation
+    pretrained = bool(args.init) or args.encoder_weights != "none"
     optimizer = make_optimizer(net, args.lr or (5e-4 if args.init else 2e-3), pretrained)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_at(step, args.steps))
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
@@ -378,13 +378,13 @@ def freeze_statistics(net: nn.Module) -> None:
     net.eval()
     with torch.inference_mode():
         net(torch.zeros(1, 3, side, side, device=net.mean.device))
+    for hook in hooks:
+        hook.remove()
     net.train()
     coarsest = side // getattr(net.model.encoder, "output_stride", 32)
     for name, m in norms.items():
         if not (name.startswith("model.encoder.") and sizes.get(m) == coarsest):
             m.eval()
-    for hook in hooks:
-        hook.remove()
 
 
 def ignore_stop(worker: int) -> None:

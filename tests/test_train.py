@@ -347,7 +347,7 @@ def test_init_takes_the_architecture_keeps_the_statistics_and_a_gentler_rate(tmp
     assert coarsest and changed == {k for k, _ in net.named_parameters()} | coarsest
 
 
-def test_a_new_network_learns_all_its_statistics(tmp_path, photos, logos, monkeypatch):
+def test_a_new_network_learns_all_its_statistics(tmp_path, photos, logos):
     torch.save(build("fpn", "resnet18").model.encoder.state_dict(), tmp_path / "encoder.pt")
     assert train.main(flags(tmp_path / "run", photos, logos, "--arch", "fpn", "--encoder", "resnet18",
                             "--encoder-weights", str(tmp_path / "encoder.pt"), "--steps", "1")) == 0
