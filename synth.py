@@ -1031,16 +1031,23 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
             raise ValueError(f"{out} holds recipe {first['recipe']}, seed {first['seed']}: "
                              "choose another folder")
     meta.write_text("".join(lines[:done]))        # a half-written last line never counts
-    # Ctrl-C is the main process's business: it lets each worker finish its sample
-    with meta.open("a") as f, ProcessPoolExecutor(workers, initializer=signal.signal,
-                                                  initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
-        todo = pool.map(write_sample, repeat(synth), repeat(out), repeat(seed), range(done, n), chunksize=8)
-        try:
+    # Ctrl-C is the main process's business: it lets each worker finish its sample, and ends after a line of
+    # its own, since an exception raised inside the pool can leave one of its locks held
+    stop = []
+    handler = signal.signal(signal.SIGINT, lambda *_: stop.append(1))
+    try:
+        with meta.open("a") as f, ProcessPoolExecutor(workers, initializer=signal.signal,
+                                                      initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+            todo = pool.map(write_sample, repeat(synth), repeat(out), repeat(seed), range(done, n),
+                            chunksize=8)
             for line in tqdm(todo, total=n, initial=min(done, n), unit="sample", disable=None):
                 f.write(line)
                 f.flush()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)   # or all samples would still be made
+                if stop:
+                    pool.shutdown(cancel_futures=True)
+                    raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def main(argv=None) -> int:

@@ -498,11 +498,14 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path, photos):
 def test_ctrl_c_between_two_samples_ends_it_too(tmp_path, photos, monkeypatch):
     def interrupted(todo, **rest):
         yield next(todo)
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+        yield from todo
     monkeypatch.setattr(synth, "tqdm", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
     assert synth.main([str(tmp_path / "set"), "--images", str(photos), "--recipe", "clwd", "--workers", "2",
                        "--n", "3000"]) == 130
     assert len(list((tmp_path / "set" / "images").iterdir())) < 1000
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_the_sample_logos_are_many_and_all_usable():
