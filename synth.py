@@ -1031,8 +1031,8 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
             raise ValueError(f"{out} holds recipe {first['recipe']}, seed {first['seed']}: "
                              "choose another folder")
     meta.write_text("".join(lines[:done]))        # a half-written last line never counts
-    # Ctrl-C is the main process's business: it lets each worker finish its sample, and ends after a line of
-    # its own, since an exception raised inside the pool can leave one of its locks held
+    # Ctrl-C is the main process's business: it is noted, and ends the export after the next line, when each
+    # worker has finished its samples; as an exception it would leave the pool to make all the others first
     stop = []
     handler = signal.signal(signal.SIGINT, lambda *_: stop.append(1))
     try:
