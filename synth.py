@@ -45,7 +45,7 @@ Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of P
 RECIPES = ("default", "reference", "clwd", "logo-l", "logo-h", "logo-gray")
 # recipe -> weight in training crops, where there are logos. plain: see Synth.default. Without reference: a
 # quarter of what it labels cannot be seen
-CROPS = {"default": 54, "plain": 20, "clwd": 8, "logo-l": 6, "logo-h": 6, "logo-gray": 6}
+CROPS = {"default": 52, "plain": 18, "clwd": 10, "logo-l": 6, "logo-h": 6, "logo-gray": 8}
 OWN = "own"                # the default recipe with the given logos alone: no words, no marks but these
 
 
@@ -890,7 +890,7 @@ class Synth:
             scale = (side if rng.random() < 0.5 else rng.uniform(side, largest)) / min(H, W)
             H, W = max(round(H * scale), side), max(round(W * scale), side)
         # the other crops of CROPS are all marked; with them, a third of all is clean
-        clean = 0 if plain else 97 if self.mixes else 22
+        clean = 0 if plain else 104 if self.mixes else 22
         count = pick(rng, (0, 1, 2, 3, 4), (clean, 48, 18, 8, 4))
         drawn = [draw_mark(rng, self.marks, W, H, kinds) for _ in range(count)]
         h, w = (side, side) if side else (H, W)
