@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from model import (WEIGHTS, default_dilation, first_line, load_checkpoint, load_image, load_model,
+from model import (WEIGHTS, default_dilation, dilate, first_line, load_checkpoint, load_image, load_model,
                    pick_device, predict_prob, save_checkpoint, to_mask)
 from synth import MASK_ALPHA, OWN, PHOTO_TYPES, RECIPES, Synth, generate_background, read_photo
 
@@ -315,9 +315,10 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
         if image is not None:
             prob = predict_prob(net, image)                                       # (H, W) float32
             radii = (*DILATIONS, default_dilation(*truth.shape))
-            rows[-1] |= count(to_mask(prob, net.threshold, radius), truth)
-            rows[-1]["curve"] = [count(prob >= t, truth) for t in THRESHOLDS]
-            rows[-1]["dilated"] = [count(to_mask(prob, net.threshold, d), truth) for d in radii]
+            plain = to_mask(prob, net.threshold, 0)
+            rows[-1] |= count(dilate(plain, radius), truth)
+            rows[-1]["curve"] = [count(to_mask(prob, t, 0), truth) for t in THRESHOLDS]
+            rows[-1]["dilated"] = [count(dilate(plain, d), truth) for d in radii]
     net.train(was)
     if world > 1:
         parts = [None] * world

@@ -37,6 +37,7 @@ WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
 SIZE = 512                            # pixels on the longest side that the network looks at by default
 ENLARGE = 1.5                         # smaller pictures grow to SIZE, but no further than this many times
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
+SURE = 0.9                            # prob that a mark reaches somewhere, or it is none: see to_mask
 DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
 # Narrower than smp's own U-Net decoder (256, 128, 64, 32, 16). smp wants five widths; with `subpixel`, the
@@ -400,8 +401,20 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None) -> np.ndarray:
-    """(H, W) probabilities -> (H, W) uint8 {0, 255}, dilated; radius None grows with the picture."""
-    return dilate(prob >= threshold, default_dilation(*prob.shape) if radius is None else radius)
+    """(H, W) probabilities -> (H, W) uint8 {0, 255}, dilated; radius None grows with the picture.
+
+    Of the pixels from `threshold` on, those connected marks stay that have a pixel of twice the threshold, or
+    of SURE if that is less (hysteresis, Canny 1986): false alarms seldom come that far (see the model card).
+    """
+    marked = (prob >= threshold).astype(np.uint8)
+    x, y, w, h = cv2.boundingRect(marked)
+    if w:
+        place = np.s_[y:y + h, x:x + w]
+        n, labels = cv2.connectedComponents(marked[place])
+        stays = np.zeros(n, np.uint8)
+        stays[labels[prob[place] >= max(min(2 * threshold, SURE), threshold)]] = 1
+        marked[place] = stays[labels]
+    return dilate(marked, default_dilation(*prob.shape) if radius is None else radius)
 
 
 def default_dilation(H: int, W: int) -> int:

@@ -69,7 +69,8 @@ def predict_mask(image, weights=WEIGHTS, threshold: float | None = None, dilatio
     """Where is the watermark? -> (H, W) uint8, 255 where marked, 0 elsewhere, ready for an inpainting tool.
 
     image: (H, W, 3) uint8 RGB array, PIL image or path; H and W are the displayed (EXIF-turned) ones.
-    threshold: probability from which a pixel is marked; None takes the one stored with the weights.
+    threshold: probability from which a pixel is marked, see model.to_mask; None takes the one stored with the
+    weights.
     dilation: pixels to grow the mask by; None grows with the picture (3 at 512), 0 is the bare prediction.
     size: longest side in pixels that the network sees, None takes its own; see model.fit. tile: see --tile.
     device: auto, cuda, cuda:1, mps or cpu. The weights are read once per process.
@@ -454,8 +455,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     # what counts as a mark
     parser.add_argument("--weights", default=WEIGHTS, help="any of our checkpoints (default: %(default)s)")
     parser.add_argument("--threshold", type=float,
-                        help="mark pixels from this probability on; raise it against "
-                             "false alarms (default: the one stored with the weights)")
+                        help="mark pixels from this probability on, where they are joined to one of twice "
+                             "as much, or .9; raise it against false alarms "
+                             "(default: the one stored with the weights)")
     parser.add_argument("--dilate", type=int,
                         help="grow the mask by this radius in pixels, 0 turns it off "
                              "(default: grows with the picture, 3 at 512)")

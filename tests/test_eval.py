@@ -18,8 +18,8 @@ from torch import nn
 import eval as ev
 import model
 from conftest import ROOT
-from model import (ENLARGE, build, dilate, load_checkpoint, load_model, pack, predict_prob, predict_probs,
-                   save_checkpoint)
+from model import (ENLARGE, SURE, build, dilate, load_checkpoint, load_model, pack, predict_prob,
+                   predict_probs, save_checkpoint)
 from synth import RECIPES, Synth
 
 
@@ -49,6 +49,12 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "net.pt"
     save_checkpoint(pack(build()), path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def unsure(monkeypatch):
+    """Untrained networks are sure of nothing."""
+    monkeypatch.setattr(model, "SURE", 0)
 
 
 @pytest.fixture
@@ -151,7 +157,7 @@ def test_interval_is_reproducible_and_covers(monkeypatch):
     assert ev.interval([0.5]) == (0.5, 0.5) and np.isnan(ev.interval([])[0])
 
 
-def test_best_threshold_has_the_best_iou_then_the_fewest_false_alarms_then_the_most_recall():
+def test_best_threshold_has_the_best_iou_then_the_fewest_false_alarms_then_the_most_recall(monkeypatch):
     curve = {t: {"n_marked": 1, "iou": iou, "false_alarm_rate": rate} for t, iou, rate in (
         (0.1, 0.499, 0.3), (0.2, 0.5, 0.2), (0.3, 0.5, 0.2), (0.5, 0.49, 0.1), (0.9, 0.1, 0))}
     assert ev.best_threshold(curve) == 0.2
@@ -162,6 +168,9 @@ def test_best_threshold_has_the_best_iou_then_the_fewest_false_alarms_then_the_m
     assert list(curve) == [k / 20 for k in range(1, 20)]
     assert [curve[t]["iou"] for t in (0.05, 0.6, 0.65, 0.95)] == [1, 1, 0, 0]
     assert ev.best_threshold(curve) == 0.05                # no clean sample, and nothing to choose by IoU
+    monkeypatch.setattr(model, "SURE", 0.9)
+    curve = ev.summarise_curve(ev.score(White(prob=0.62), pictures))
+    assert [curve[t]["iou"] for t in (0.3, 0.35)] == [1, 0]            # .7 is nowhere reached
 
 
 def test_breakdown_takes_marks_only_where_there_is_exactly_one():
@@ -211,7 +220,7 @@ def test_rows_say_the_same_as_masks_made_one_by_one():
         image, truth, _ = make_square(3, i)
         prob = ev.predict_prob(net, image)
         assert {k: r[k] for k in ("tp", "fp", "fn", "pixels")} == ev.count(ev.to_mask(prob, 0.5, 2), truth)
-        assert r["curve"][9] == r["dilated"][0] == ev.count(prob >= 0.5, truth)
+        assert r["curve"][9] == r["dilated"][0] == ev.count(ev.to_mask(prob, 0.5, 0), truth)
         assert r["dilated"][2] == ev.count(dilate(truth * (prob > 0.5), 3), truth)
         assert r["dilated"][-1] == r["dilated"][1] and len(r["dilated"]) == 6    # the default here is 1 pixel
     table = ev.summarise_dilation(rows)
@@ -581,10 +590,11 @@ def test_help_needs_nothing(capsys):
 
 
 def test_torchrun_gives_the_same_table_and_one_set_of_notices(here, weights, logos, capsys, monkeypatch):
-    for module, name, value in ((ev, "BOOTSTRAP", 1000), (model, "ENLARGE", ENLARGE)):
+    for module, name, value in (
+            (ev, "BOOTSTRAP", 1000), (model, "ENLARGE", ENLARGE), (model, "SURE", SURE)):
         monkeypatch.setattr(module, name, value)                       # as in the processes below
     argv = ["--weights", str(weights), "--logos", str(logos),
-            "--recipe", "default", "--n", "5", "--threshold", "0.05", "--device", "cpu"]
+            "--recipe", "default", "--n", "5", "--threshold", "0.02", "--device", "cpu"]
     assert ev.main(argv) == 0
     alone = capsys.readouterr()
     run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",

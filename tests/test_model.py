@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ import model
 from conftest import ROOT
 from model import (build, default_dilation, dilate, fit, from_checkpoint, fuse_batchnorm, load_checkpoint,
                    load_image, load_model, pack, pick_amp, pick_device, predict_prob, predict_probs,
-                   resize_prob, save_checkpoint, speed_up_training)
+                   resize_prob, save_checkpoint, speed_up_training, to_mask)
 
 
 @pytest.fixture(scope="module")
@@ -301,8 +302,25 @@ def test_a_mirrored_picture_gives_the_mirrored_answer(saved):
     assert np.abs(prob[:, ::-1] - mirrored).max() < 0.02 and np.ptp(prob) > 0     # bf16
 
 
+def test_a_mark_that_is_nowhere_sure_is_none():
+    prob = np.zeros((40, 60), np.float32)
+    prob[2:6, 2:30], prob[5, 29] = 0.5, 0.91                         # faint, but sure at its end
+    prob[6, 30] = 0.46                                               # touches it by a corner
+    prob[20:30, 2:30] = 0.89                                         # large, and nowhere sure
+    mask = to_mask(prob, 0.45, 0)
+    assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 255}
+    assert (mask[:15] > 0).sum() == 4 * 28 + 1 and not mask[15:].any()
+    assert (to_mask(prob, 0.4, 0)[20:30, 2:30] == 255).all()         # .8 is enough there
+    assert (to_mask(prob, 0.95, 0) == 0).all() and (to_mask(prob, 0, 0) == 255).all()
+    assert (to_mask(np.full((8, 8), 0.93, np.float32), 0.92, 0) == 255).all()      # never under the threshold
+    noise = cv2.GaussianBlur(np.random.default_rng(0).random((80, 90), np.float32), (0, 0), 2)
+    noise = (noise - noise.min()) / np.ptp(noise)
+    masks = [to_mask(noise, t, 0) for t in np.linspace(0.05, 1, 20)]
+    assert all((more >= less).all() for more, less in zip(masks, masks[1:]))       # a higher one marks less
+    assert 0 < masks[9].sum() < ((noise >= 0.5) * 255).sum()
+
+
 def test_dilation_is_rounds_of_the_cross():
-    import cv2
     rng = np.random.default_rng(0)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     for radius in (0, 1, 3, 10):
