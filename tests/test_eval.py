@@ -53,7 +53,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def unsure(monkeypatch):
-    """Untrained networks are sure of nothing."""
+    """Untrained networks are sure of nothing: here the threshold alone decides."""
     monkeypatch.setattr(model, "SURE", 0)
 
 
@@ -220,7 +220,7 @@ def test_rows_say_the_same_as_masks_made_one_by_one():
         image, truth, _ = make_square(3, i)
         prob = ev.predict_prob(net, image)
         assert {k: r[k] for k in ("tp", "fp", "fn", "pixels")} == ev.count(ev.to_mask(prob, 0.5, 2), truth)
-        assert r["curve"][9] == r["dilated"][0] == ev.count(ev.to_mask(prob, 0.5, 0), truth)
+        assert r["curve"][9] == r["dilated"][0] == ev.count(prob >= 0.5, truth)
         assert r["dilated"][2] == ev.count(dilate(truth * (prob > 0.5), 3), truth)
         assert r["dilated"][-1] == r["dilated"][1] and len(r["dilated"]) == 6    # the default here is 1 pixel
     table = ev.summarise_dilation(rows)

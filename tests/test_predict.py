@@ -46,7 +46,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def unsure(monkeypatch):
-    """Untrained networks are sure of nothing."""
+    """Untrained networks are sure of nothing: here the threshold alone decides."""
     monkeypatch.setattr(model, "SURE", 0)
 
 
@@ -230,13 +230,13 @@ def test_threshold(run, photos):
 
 def test_dilate_and_its_default(run, photos, weights):
     net = model.load_model(weights)
-    marked = model.to_mask(model.predict_prob(net, model.load_image("photos/a.jpg")), net.threshold, 0)
-    assert 0 < marked.mean() < 255
+    marked = model.predict_prob(net, model.load_image("photos/a.jpg")) >= net.threshold
+    assert 0 < marked.mean() < 1
     for flags, radius in (([], model.default_dilation(40, 60)),
                           (["--dilate", "0"], 0),
                           (["--dilate", "4"], 4)):
         assert run("photos/a.jpg", *flags).code == 0
-        assert (mask_of("photos/a_mask.png") == model.dilate(marked, radius)).all()
+        assert (mask_of("photos/a_mask.png") == model.dilate(marked.astype(np.uint8), radius)).all()
 
 
 def test_size_and_prob(run, photos, weights):
