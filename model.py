@@ -407,15 +407,14 @@ def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None) -> np
     that is less (hysteresis, Canny 1986): false alarms seldom come that far (see the model card). What lies
     close together is one mark, as are the letters of a word: within four times the default dilation.
     """
-    marked = (prob >= threshold).astype(np.uint8)
-    joined = dilate(marked, 2 * default_dilation(*prob.shape))
-    x, y, w, h = cv2.boundingRect(joined)
-    if w:
-        place = np.s_[y:y + h, x:x + w]
-        n, labels = cv2.connectedComponents(joined[place])
-        stays = np.zeros(n, np.uint8)
-        stays[labels[prob[place] >= max(min(2 * threshold, SURE), threshold)]] = 1
-        marked[place] *= stays[labels]
+    marked, sure = ((prob >= t).astype(np.uint8) for t in (threshold, max(min(2 * threshold, SURE), threshold)))
+    n = max(max(prob.shape) // SIZE, 1)       # decided for cells of n x n pixels: the network saw no finer
+    near, sure = (cv2.dilate(m, np.ones((n, n), np.uint8), anchor=(0, 0))[::n, ::n] for m in (marked, sure))
+    k, labels = cv2.connectedComponents(dilate(near, 2 * default_dilation(*near.shape)))
+    stays = np.zeros(k, np.uint8)
+    stays[labels[sure > 0]] = 1
+    stays = cv2.resize(stays[labels], None, fx=n, fy=n, interpolation=cv2.INTER_NEAREST)
+    marked &= stays[:prob.shape[0], :prob.shape[1]]
     return dilate(marked, default_dilation(*prob.shape) if radius is None else radius)
 
 

@@ -321,6 +321,20 @@ def test_a_mark_that_is_nowhere_sure_is_none():
     assert all((more >= less).all() for more, less in zip(masks, masks[1:]))       # a higher one marks less
 
 
+def test_marks_of_a_large_picture_stay_or_go_as_a_whole():
+    noise = cv2.GaussianBlur(np.random.default_rng(0).random((200, 300), np.float32), (0, 0), 2)
+    prob = (noise - noise.min()) / np.ptp(noise)                     # marks from a few pixels on
+    prob[0, 0], prob[199, 298:] = 1, 1
+    for scale in (1, 3, 12.3):
+        H, W = round(200 * scale), round(300 * scale)
+        large = resize_prob(prob, H, W)
+        stays, plain = to_mask(large, 0.75, 0) > 0, large >= 0.75
+        n, labels = cv2.connectedComponents(plain.astype(np.uint8))
+        kept = [stays[labels == k].mean() for k in range(n)]
+        assert kept[0] == 0 and set(kept) == {0, 1} and 19 < sum(kept) < n - 99
+        assert stays[large >= 0.9].all() and stays[0, 0] and stays[-1, -1]
+
+
 def test_dilation_is_rounds_of_the_cross():
     rng = np.random.default_rng(0)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
