@@ -315,9 +315,9 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
         if image is not None:
             prob = predict_prob(net, image)                                       # (H, W) float32
             radii = (*DILATIONS, default_dilation(*truth.shape))
-            plain = to_mask(prob, net.threshold, 0)
+            plain = to_mask(prob, net.threshold, 0, net.certain)
             rows[-1] |= count(dilate(plain, radius), truth)
-            rows[-1]["curve"] = [count(to_mask(prob, t, 0), truth) for t in THRESHOLDS]
+            rows[-1]["curve"] = [count(to_mask(prob, t, 0, net.certain), truth) for t in THRESHOLDS]
             rows[-1]["dilated"] = [count(dilate(plain, d), truth) for d in radii]
     net.train(was)
     if world > 1:
@@ -410,7 +410,7 @@ def draw_worst(net: nn.Module, pictures: Pictures, rows: list[dict], n: int, rad
     for k, row in enumerate(worst):
         x, y = k % 2 * 3 * cell, 20 + k // 2 * (cell + 16)
         image, truth, meta = pictures[row["index"]]
-        mask = to_mask(predict_prob(net, image), net.threshold, radius)
+        mask = to_mask(predict_prob(net, image), net.threshold, radius, net.certain)
         prediction = np.repeat(mask[..., None], 3, axis=2)                        # (H, W, 3)
         prediction[(mask > 0) & (truth == 0)] = 230, 60, 40
         for j, picture in enumerate((image, np.repeat(truth[..., None] * 255, 3, axis=2), prediction)):

@@ -37,7 +37,6 @@ WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
 SIZE = 512                            # pixels on the longest side that the network looks at by default
 ENLARGE = 1.5                         # smaller pictures grow to SIZE, but no further than this many times
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
-SURE = 0.9                            # prob that a mark reaches somewhere, or it is none: see to_mask
 DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
 # Narrower than smp's own U-Net decoder (256, 128, 64, 32, 16). smp wants five widths; with `subpixel`, the
@@ -59,7 +58,7 @@ class Segmenter(nn.Module):
     def __init__(self, arch: str, encoder: str, options: dict | None = None):
         super().__init__()
         self.arch, self.encoder, self.options = arch, encoder, options or {}
-        self.size, self.threshold = SIZE, THRESHOLD
+        self.size, self.threshold, self.certain = SIZE, THRESHOLD, 0.0
         options = dict(self.options)
         subpixel, residuals = options.pop("subpixel", False), options.pop("residuals", [])
         self.model = smp.create_model(arch, encoder, encoder_weights=None, in_channels=3, classes=1,
@@ -400,21 +399,28 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     return grown
 
 
-def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None) -> np.ndarray:
+def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, certain: float = 0) -> np.ndarray:
     """(H, W) probabilities -> (H, W) uint8 {0, 255}, dilated; radius None grows with the picture.
 
-    Of the pixels from `threshold` on, those marks stay that have a pixel of twice the threshold, or of SURE if
-    that is less (hysteresis, Canny 1986): false alarms seldom come that far (see the model card). What lies
-    close together is one mark, as are the letters of a word: within four times the default dilation.
+    certain: how far the network's false alarms seldom come (the model card tells how it was chosen); 0 leaves
+    it to the threshold alone. A picture without a pixel of three times the threshold, or of `certain` if that
+    is less, has no mark. In others, those stay that have one of twice the threshold, or of `certain`
+    (hysteresis, Canny 1986). What lies close together is one mark, as are the letters of a word: within four
+    times the default dilation.
     """
-    marked, sure = ((prob >= t).astype(np.uint8) for t in (threshold, max(min(2 * threshold, SURE), threshold)))
-    n = max(max(prob.shape) // SIZE, 1)       # decided for cells of n x n pixels: the network saw no finer
-    near, sure = (cv2.dilate(m, np.ones((n, n), np.uint8), anchor=(0, 0))[::n, ::n] for m in (marked, sure))
-    k, labels = cv2.connectedComponents(dilate(near, 2 * default_dilation(*near.shape)))
-    stays = np.zeros(k, np.uint8)
-    stays[labels[sure > 0]] = 1
-    stays = cv2.resize(stays[labels], None, fx=n, fy=n, interpolation=cv2.INTER_NEAREST)
-    marked &= stays[:prob.shape[0], :prob.shape[1]]
+    marked = (prob >= threshold).astype(np.uint8)
+    of_mark, of_picture = (max(min(n * threshold, certain), threshold) for n in (2, 3))
+    if prob.max(initial=0) < of_picture:
+        marked[:] = 0
+    elif of_mark > threshold:
+        n = max(max(prob.shape) // SIZE, 1)   # decided for cells of n x n pixels: the network saw no finer
+        near, sure = (cv2.dilate(m, np.ones((n, n), np.uint8), anchor=(0, 0))[::n, ::n]
+                      for m in (marked, (prob >= of_mark).astype(np.uint8)))
+        k, labels = cv2.connectedComponents(dilate(near, 2 * default_dilation(*near.shape)))
+        stays = np.zeros(k, np.uint8)
+        stays[labels[sure > 0]] = 1
+        stays = cv2.resize(stays[labels], None, fx=n, fy=n, interpolation=cv2.INTER_NEAREST)
+        marked &= stays[:prob.shape[0], :prob.shape[1]]
     return dilate(marked, default_dilation(*prob.shape) if radius is None else radius)
 
 
@@ -429,7 +435,8 @@ def pack(net: Segmenter, **training) -> dict:
     """The checkpoint dict: plain tensors and JSON types. training: ema, optimizer, step, ... or nothing."""
     empty = dict.fromkeys(("ema", "optimizer", "scheduler", "scaler", "step", "best_iou", "args", "rng"))
     return {"format": FORMAT, "arch": net.arch, "encoder": net.encoder, "options": net.options,
-            "size": net.size, "threshold": net.threshold, "model": net.state_dict(), **empty, **training}
+            "size": net.size, "threshold": net.threshold, "certain": net.certain,
+            "model": net.state_dict(), **empty, **training}
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
@@ -484,6 +491,7 @@ def from_checkpoint(checkpoint: dict, ema: bool = True) -> Segmenter:
     except RuntimeError as e:
         raise ValueError(f"its tensors do not fit {net.arch} on {net.encoder}: {first_line(e)}") from e
     net.size, net.threshold = checkpoint["size"], checkpoint["threshold"]
+    net.certain = checkpoint.get("certain", 0.0)          # younger than the format
     return net
 
 

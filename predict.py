@@ -79,7 +79,7 @@ def predict_mask(image, weights=WEIGHTS, threshold: float | None = None, dilatio
     net = cached_model(os.fspath(weights), device)
     image = load_image(image)                                             # (H, W, 3)
     prob = tiled_prob(net, image, size or net.size) if tile else predict_prob(net, image, size)
-    return to_mask(prob, net.threshold if threshold is None else threshold, dilation)
+    return to_mask(prob, net.threshold if threshold is None else threshold, dilation, net.certain)
 
 
 @functools.lru_cache(maxsize=2)
@@ -269,7 +269,7 @@ def windows(length: int, size: int) -> list[tuple[slice, np.ndarray]]:
 
 # ---------------------------------------------------------------- write
 
-def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
+def write(result: tuple, args: argparse.Namespace, threshold: float, certain: float) -> dict:
     """Threshold, dilate, save -> the finished record. In a thread."""
     start = time.perf_counter()
     record, image, prob = result
@@ -277,7 +277,7 @@ def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
         return record
     try:
         prob = resize_prob(prob, record["height"], record["width"])       # (H, W)
-        mask = to_mask(prob, threshold, args.dilate)
+        mask = to_mask(prob, threshold, args.dilate, certain)
         if args.prob:
             save(record["prob"], (prob * 255).round().astype(np.uint8))
         if args.overlay:
@@ -382,7 +382,8 @@ def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
                        batches(pictures, claims, batch_size), networks)
         probs = itertools.chain.from_iterable(groups)
         threshold = net.threshold if args.threshold is None else args.threshold
-        written = ahead(pool, functools.partial(write, args=args, threshold=threshold), probs, depth)
+        finish = functools.partial(write, args=args, threshold=threshold, certain=net.certain)
+        written = ahead(pool, finish, probs, depth)
         for record in tqdm(written, unit=" pictures", disable=True if args.quiet else None):
             counts["done"] += 1
             if "error" in record:
@@ -455,8 +456,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     # what counts as a mark
     parser.add_argument("--weights", default=WEIGHTS, help="any of our checkpoints (default: %(default)s)")
     parser.add_argument("--threshold", type=float,
-                        help="mark pixels from this probability on, where they are joined to one of twice "
-                             "as much, or .9; raise it against false alarms "
+                        help="mark pixels from this probability on, where they are joined to one of twice as "
+                             "much and the picture has one of three times, or .97; raise it against false "
+                             "alarms "
                              "(default: the one stored with the weights)")
     parser.add_argument("--dilate", type=int,
                         help="grow the mask by this radius in pixels, 0 turns it off "

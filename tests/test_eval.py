@@ -18,7 +18,7 @@ from torch import nn
 import eval as ev
 import model
 from conftest import ROOT
-from model import (ENLARGE, SURE, build, dilate, load_checkpoint, load_model, pack, predict_prob,
+from model import (ENLARGE, build, dilate, load_checkpoint, load_model, pack, predict_prob,
                    predict_probs, save_checkpoint)
 from synth import RECIPES, Synth
 
@@ -29,7 +29,8 @@ class White(nn.Module):
     def __init__(self, rows=10_000, prob=0.9):
         super().__init__()
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
-        self.size, self.threshold, self.rows, self.logit = 512, 0.5, rows, float(np.log(prob / (1 - prob)))
+        self.size, self.threshold, self.certain = 512, 0.5, 0
+        self.rows, self.logit = rows, float(np.log(prob / (1 - prob)))
 
     def forward(self, image):
         white = image.float().amin(1, keepdim=True) > 200
@@ -49,12 +50,6 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "net.pt"
     save_checkpoint(pack(build()), path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def unsure(monkeypatch):
-    """Untrained networks are sure of nothing: here the threshold alone decides."""
-    monkeypatch.setattr(model, "SURE", 0)
 
 
 @pytest.fixture
@@ -168,9 +163,13 @@ def test_best_threshold_has_the_best_iou_then_the_fewest_false_alarms_then_the_m
     assert list(curve) == [k / 20 for k in range(1, 20)]
     assert [curve[t]["iou"] for t in (0.05, 0.6, 0.65, 0.95)] == [1, 1, 0, 0]
     assert ev.best_threshold(curve) == 0.05                # no clean sample, and nothing to choose by IoU
-    monkeypatch.setattr(model, "SURE", 0.9)
-    curve = ev.summarise_curve(ev.score(White(prob=0.62), pictures))
-    assert [curve[t]["iou"] for t in (0.3, 0.35)] == [1, 0]            # .7 is nowhere reached
+    net = White(prob=0.62)
+    net.certain = 0.9
+    rows = ev.score(net, pictures)
+    assert [ev.summarise_curve(rows)[t]["iou"] for t in (0.2, 0.25)] == [1, 0]     # .75 is nowhere reached
+    assert ev.summarise(rows)["iou"] == 0
+    net.certain = 0.6
+    assert ev.summarise(ev.score(net, pictures))["iou"] == 1
 
 
 def test_breakdown_takes_marks_only_where_there_is_exactly_one():
@@ -590,8 +589,7 @@ def test_help_needs_nothing(capsys):
 
 
 def test_torchrun_gives_the_same_table_and_one_set_of_notices(here, weights, logos, capsys, monkeypatch):
-    for module, name, value in (
-            (ev, "BOOTSTRAP", 1000), (model, "ENLARGE", ENLARGE), (model, "SURE", SURE)):
+    for module, name, value in ((ev, "BOOTSTRAP", 1000), (model, "ENLARGE", ENLARGE)):
         monkeypatch.setattr(module, name, value)                       # as in the processes below
     argv = ["--weights", str(weights), "--logos", str(logos),
             "--recipe", "default", "--n", "5", "--threshold", "0.02", "--device", "cpu"]

@@ -309,15 +309,19 @@ def test_a_mark_that_is_nowhere_sure_is_none():
     prob[2:6, 33:36] = 0.5                                           # the next letter
     prob[2, 50] = 0.89                                               # further away
     prob[20:30, 2:30] = 0.89                                         # large, and nowhere sure
-    mask = to_mask(prob, 0.45, 0)
+    assert np.array_equal(to_mask(prob, 0.45, 0) > 0, prob >= 0.45)  # the threshold alone decides
+    mask = to_mask(prob, 0.45, 0, certain=0.9)
     assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 255}
     assert (mask > 0).sum() == 4 * 28 + 1 + 4 * 3 and not mask[15:].any() and not mask[:, 40:].any()
-    assert (to_mask(prob, 0.4, 0)[20:30, 2:30] == 255).all()         # .8 is enough there
-    assert (to_mask(prob, 0.95, 0) == 0).all() and (to_mask(prob, 0, 0) == 255).all()
-    assert (to_mask(np.full((8, 8), 0.93, np.float32), 0.92, 0) == 255).all()      # never under the threshold
+    assert not to_mask(prob, 0.45, 0, certain=0.97).any()            # the picture is nowhere certain
+    prob[39, 59] = 0.98
+    assert np.array_equal(to_mask(prob, 0.45, 0, certain=0.97)[:39], mask[:39])
+    assert (to_mask(prob, 0.4, 0, 0.97)[20:30, 2:30] == 255).all()   # .8 is enough there
+    assert (to_mask(prob, 0.99, 0, 0.97) == 0).all() and (to_mask(prob, 0, 0, 0.97) == 255).all()
+    assert (to_mask(np.full((8, 8), 0.93, np.float32), 0.92, 0, 0.9) == 255).all()  # never under the threshold
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((80, 90), np.float32), (0, 0), 2)
     noise = (noise - noise.min()) / np.ptp(noise)
-    masks = [to_mask(noise, t, 0) for t in np.linspace(0.05, 1, 20)]
+    masks = [to_mask(noise, t, 0, 0.97) for t in np.linspace(0.05, 1, 20)]
     assert all((more >= less).all() for more, less in zip(masks, masks[1:]))       # a higher one marks less
 
 
@@ -328,7 +332,7 @@ def test_marks_of_a_large_picture_stay_or_go_as_a_whole():
     for scale in (1, 3, 12.3):
         H, W = round(200 * scale), round(300 * scale)
         large = resize_prob(prob, H, W)
-        stays, plain = to_mask(large, 0.75, 0) > 0, large >= 0.75
+        stays, plain = to_mask(large, 0.75, 0, certain=0.9) > 0, large >= 0.75
         n, labels = cv2.connectedComponents(plain.astype(np.uint8))
         kept = [stays[labels == k].mean() for k in range(n)]
         assert kept[0] == 0 and set(kept) == {0, 1} and 19 < sum(kept) < n - 99
@@ -350,8 +354,11 @@ def test_dilation_is_rounds_of_the_cross():
 
 def test_round_trip(net, saved):
     checkpoint = torch.load(saved, weights_only=True)                # plain data
-    assert {"format", "arch", "encoder", "size", "threshold", "model", "ema", "optimizer", "scheduler",
+    assert {"format", "arch", "encoder", "size", "threshold", "certain", "model", "ema", "optimizer", "scheduler",
             "scaler", "step", "best_iou", "args", "rng"} <= set(checkpoint)
+    assert from_checkpoint(checkpoint | {"certain": 0.97}).certain == 0.97
+    del checkpoint["certain"]                                        # a file from before there was one
+    assert from_checkpoint(checkpoint).certain == 0
     assert all(torch.equal(a, b) for a, b in zip(
         net.state_dict().values(), from_checkpoint(load_checkpoint(saved)).state_dict().values()))
 

@@ -44,12 +44,6 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def unsure(monkeypatch):
-    """Untrained networks are sure of nothing: here the threshold alone decides."""
-    monkeypatch.setattr(model, "SURE", 0)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     """The small network gains nothing from threads, and it is built once."""
@@ -360,7 +354,7 @@ class Blur(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("mean", torch.zeros(1))
-        self.size, self.threshold = SIZE, 0.5
+        self.size, self.threshold, self.certain = SIZE, 0.5, 0
 
     def forward(self, x):
         x = torch.nn.functional.pad(x.float().mean(1, keepdim=True) / 64 - 2, (3, 3, 3, 3), mode="replicate")
