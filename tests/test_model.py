@@ -318,7 +318,7 @@ def test_a_mark_that_is_nowhere_sure_is_none():
     assert np.array_equal(to_mask(prob, 0.45, 0, certain=0.97)[:39], mask[:39])
     assert (to_mask(prob, 0.4, 0, 0.97)[20:30, 2:30] == 255).all()   # .8 is enough there
     assert (to_mask(prob, 0.99, 0, 0.97) == 0).all() and (to_mask(prob, 0, 0, 0.97) == 255).all()
-    assert (to_mask(np.full((8, 8), 0.93, np.float32), 0.92, 0, 0.9) == 255).all()  # never under the threshold
+    assert (to_mask(np.full((8, 8), 0.93, np.float32), 0.92, 0, 0.9) > 0).all()    # never under the threshold
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((80, 90), np.float32), (0, 0), 2)
     noise = (noise - noise.min()) / np.ptp(noise)
     masks = [to_mask(noise, t, 0, 0.97) for t in np.linspace(0.05, 1, 20)]
@@ -354,8 +354,8 @@ def test_dilation_is_rounds_of_the_cross():
 
 def test_round_trip(net, saved):
     checkpoint = torch.load(saved, weights_only=True)                # plain data
-    assert {"format", "arch", "encoder", "size", "threshold", "certain", "model", "ema", "optimizer", "scheduler",
-            "scaler", "step", "best_iou", "args", "rng"} <= set(checkpoint)
+    assert {"format", "arch", "encoder", "size", "threshold", "certain", "model", "ema", "optimizer",
+            "scheduler", "scaler", "step", "best_iou", "args", "rng"} <= set(checkpoint)
     assert from_checkpoint(checkpoint | {"certain": 0.97}).certain == 0.97
     del checkpoint["certain"]                                        # a file from before there was one
     assert from_checkpoint(checkpoint).certain == 0
