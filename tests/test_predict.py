@@ -222,6 +222,14 @@ def test_threshold(run, photos):
     assert (mask_of("photos/a_mask.png") == 0).all()
 
 
+def test_a_network_that_says_how_far_it_must_be_certain_is_heard(run, photos, weights, tmp_path):
+    assert predict.predict_mask("photos/a.jpg", weights).any()
+    model.save_checkpoint(model.load_checkpoint(weights) | {"certain": 0.97}, tmp_path / "certain.pt")
+    assert run("photos/a.jpg", w=tmp_path / "certain.pt").code == 0                 # untrained: nowhere near
+    assert not mask_of("photos/a_mask.png").any()
+    assert not predict.predict_mask("photos/a.jpg", tmp_path / "certain.pt").any()
+
+
 def test_dilate_and_its_default(run, photos, weights):
     net = model.load_model(weights)
     marked = model.predict_prob(net, model.load_image("photos/a.jpg")) >= net.threshold
