@@ -491,7 +491,7 @@ def from_checkpoint(checkpoint: dict, ema: bool = True) -> Segmenter:
     except RuntimeError as e:
         raise ValueError(f"its tensors do not fit {net.arch} on {net.encoder}: {first_line(e)}") from e
     net.size, net.threshold = checkpoint["size"], checkpoint["threshold"]
-    net.certain = checkpoint.get("certain", 0.0)          # younger than the format
+    net.certain = checkpoint.get("certain", net.certain)  # younger than the format
     return net
 
 

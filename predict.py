@@ -456,9 +456,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     # what counts as a mark
     parser.add_argument("--weights", default=WEIGHTS, help="any of our checkpoints (default: %(default)s)")
     parser.add_argument("--threshold", type=float,
-                        help="mark pixels from this probability on; with the released weights only where it "
-                             "comes to twice as much nearby and to three times in the picture, or to .97; "
-                             "raise it against false alarms "
+                        help="mark pixels from this probability on (the released weights also ask for more "
+                             "nearby and in the picture: see model.to_mask); raise it against false alarms "
                              "(default: the one stored with the weights)")
     parser.add_argument("--dilate", type=int,
                         help="grow the mask by this radius in pixels, 0 turns it off "
