@@ -296,6 +296,34 @@ def test_predict_is_batch_independent(saved):
         assert np.abs(alone - prob).max() < 0.02                    # bf16
 
 
+class Scripted(torch.nn.Module):
+    """A network that answers each look with the next of the given probabilities, constant over the picture."""
+
+    def __init__(self, *answers):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+        self.answers, self.seen = list(answers), []
+
+    def forward(self, x):
+        self.seen.append(tuple(x.shape))
+        prob = torch.tensor([self.answers.pop(0) for _ in x], dtype=torch.float32)
+        return prob.logit(1e-6)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+
+
+@pytest.mark.parametrize("plain, mirrored, third, expected", [
+    (0.9, 0.1, 0.8, 0.8), (0.9, 0.1, 0.0, 0.1), (0.1, 0.9, 1.0, 0.9),       # the median of the three
+    (0.9, 0.7, None, 0.8), (0.2, 0.0, None, 0.1)])                          # no dispute: the mean of two
+def test_a_smaller_look_decides_where_two_disagree(plain, mirrored, third, expected):
+    image = np.zeros((50, 100, 3), np.uint8)
+    net = Scripted(0.5, plain, 0.5, mirrored, *[third] * (third is not None))         # of the second of two
+    probs = predict_probs(net, [image, image])
+    assert np.allclose(probs[0], 0.5, atol=1e-5) and np.allclose(probs[1], expected, atol=1e-5)
+    assert net.seen == [(4, 3, 50, 100)] + [(1, 3, 30, 60)] * (third is not None)
+    assert probs[1].shape == (50, 100) and not net.answers
+    if third is not None:
+        assert predict_probs(Scripted(plain, mirrored, third), [image[:1, :1]])[0].shape == (1, 1)
+
+
 def test_a_mirrored_picture_gives_the_mirrored_answer(saved):
     net, image = load_model(saved), np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     prob, mirrored = (predict_prob(net, np.ascontiguousarray(x)) for x in (image, image[:, ::-1]))
