@@ -344,7 +344,7 @@ def load_image(source, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def fit(image: np.ndarray, size: int) -> np.ndarray:
+def fit(image: np.ndarray, size: float) -> np.ndarray:
     """(H, W, ...) -> what the network is to see: the same with its longest side at most `size` pixels.
 
     Pictures under SIZE are enlarged to it, at most ENLARGE times, as training has seen it (synth.ENLARGED): a
@@ -386,8 +386,7 @@ def predict_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
     gaps = np.abs(plain.max((1, 2)) - mirrored.max((1, 2)))
     for i in np.flatnonzero(gaps > DISPUTED):
         H, W = probs[i].shape
-        small = cv2.resize(images[i], (max(round(W * THIRD_LOOK), 1), max(round(H * THIRD_LOOK), 1)),
-                           interpolation=cv2.INTER_AREA)
+        small = fit(images[i], THIRD_LOOK * max(H, W))
         third = resize_prob(look(net, small[None])[0], H, W)
         probs[i] = third.clip(np.minimum(plain[i], mirrored[i]), np.maximum(plain[i], mirrored[i]))
     return list(probs)                                                             # B x (H, W)
