@@ -421,12 +421,12 @@ def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, certa
 
     certain: how far the network's false alarms seldom come (the model card tells how it was chosen); 0 leaves
     it to the threshold alone. A picture without a pixel of three times the threshold, or of `certain` if that
-    is less, has no mark. In others, those stay that have one of twice the threshold, or of `certain`
+    is less, has no mark. In others, those stay that have one of 1.75 times the threshold, or of `certain`
     (hysteresis, Canny 1986). What lies close together is one mark, as are the letters of a word: within four
     times the default dilation.
     """
     marked = (prob >= threshold).astype(np.uint8)
-    of_mark, of_picture = (max(min(n * threshold, certain), threshold) for n in (2, 3))
+    of_mark, of_picture = (max(min(n * threshold, certain), threshold) for n in (1.75, 3))
     if prob.max(initial=0) < of_picture:
         marked[:] = 0
     elif of_mark > threshold:
