@@ -34,7 +34,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 FORMAT = 1                            # version of the checkpoint dict; raise it when a key changes meaning
 WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
-SIZE = 512                            # pixels on the longest side that the network looks at by default
+SIZE = 512                            # the network looks at SIZE x SIZE pixels, in the picture's own shape
 ENLARGE = 1.5                         # smaller pictures grow to SIZE, but no further than this many times
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
 DISPUTED = 0.3                        # two looks whose highest probs differ by more ask for a third one,
@@ -344,15 +344,20 @@ def load_image(source, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def square_side(H: int, W: int) -> float:
+    """Of the square with as many pixels; of a strip flatter than 16 : 1, whose padding is dear, more."""
+    return max(math.sqrt(H * W), max(H, W) / 4)
+
+
 def fit(image: np.ndarray, size: float) -> np.ndarray:
-    """(H, W, ...) -> what the network is to see: the same with its longest side at most `size` pixels.
+    """(H, W, ...) -> what the network is to see: the same with at most `size` x `size` pixels.
 
     Pictures under SIZE are enlarged to it, at most ENLARGE times, as training has seen it (synth.ENLARGED): a
     letter needs its pixels. The model card has the comparison.
     """
     H, W = image.shape[:2]
-    longest = max(H, W)
-    scale = min(size / longest, max(min(SIZE / longest, ENLARGE), 1))
+    side = square_side(H, W)
+    scale = min(size / side, max(min(SIZE / side, ENLARGE), 1))
     if scale == 1:
         return image
     return cv2.resize(image, (max(round(W * scale), 1), max(round(H * scale), 1)),
@@ -386,14 +391,14 @@ def predict_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
     gaps = np.abs(plain.max((1, 2)) - mirrored.max((1, 2)))
     for i in np.flatnonzero(gaps > DISPUTED):
         H, W = probs[i].shape
-        small = fit(images[i], THIRD_LOOK * max(H, W))
+        small = fit(images[i], THIRD_LOOK * square_side(H, W))
         third = resize_prob(look(net, small[None])[0], H, W)
         probs[i] = third.clip(np.minimum(plain[i], mirrored[i]), np.maximum(plain[i], mirrored[i]))
     return list(probs)                                                             # B x (H, W)
 
 
 def predict_prob(net: Segmenter, image: np.ndarray, size: int | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (H, W) float32 in [0, 1]. size: longest side the network sees, or net.size."""
+    """(H, W, 3) uint8 RGB -> (H, W) float32 in [0, 1]. size: see fit; None for net.size."""
     prob, = predict_probs(net, [fit(image, size or net.size)])
     return resize_prob(prob, *image.shape[:2])
 
@@ -430,7 +435,8 @@ def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, certa
     if prob.max(initial=0) < of_picture:
         marked[:] = 0
     elif of_mark > threshold:
-        n = max(max(prob.shape) // SIZE, 1)   # decided for cells of n x n pixels: the network saw no finer
+        # decided for cells of n x n pixels: the network saw no finer
+        n = max(int(square_side(*prob.shape)) // SIZE, 1)
         near, sure = (cv2.dilate(m, np.ones((n, n), np.uint8), anchor=(0, 0))[::n, ::n]
                       for m in (marked, (prob >= of_mark).astype(np.uint8)))
         k, labels = cv2.connectedComponents(dilate(near, 2 * default_dilation(*near.shape)))

@@ -48,7 +48,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from model import (ENLARGE, MAX_PIXELS, SIZE, WEIGHTS, Segmenter, first_line, fit, load_image, load_model,
-                   pick_amp, pick_device, predict_prob, predict_probs, resize_prob, to_mask)
+                   pick_amp, pick_device, predict_prob, predict_probs, resize_prob, square_side, to_mask)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per pass; a CPU gains nothing from more
 NETWORKS = 4                                  # at work side by side at most, each with its share of the cores
@@ -72,7 +72,7 @@ def predict_mask(image, weights=WEIGHTS, threshold: float | None = None, dilatio
     threshold: probability from which a pixel is marked, see model.to_mask; None takes the one stored with the
     weights.
     dilation: pixels to grow the mask by; None grows with the picture (3 at 512), 0 is the bare prediction.
-    size: longest side in pixels that the network sees, None takes its own; see model.fit. tile: see --tile.
+    size: the network looks at size x size pixels, None takes its own size; see model.fit. tile: see --tile.
     device: auto, cuda, cuda:1, mps or cpu. The weights are read once per process.
     Raises OSError for a file that is no complete picture, ValueError for an array of another kind.
     """
@@ -184,7 +184,7 @@ def read(record: dict, args: argparse.Namespace,
                                  "--max-pixels raises it")
             # A JPEG decodes to a half, quarter or eighth in a fraction of the time. Not if both sides could
             # come out equal: which one is longer tells, further down, whether EXIF turned the picture.
-            scale = DRAFT * size / max(W, H)
+            scale = DRAFT * size / square_side(H, W)
             small = not args.tile and not args.overlay and abs(W - H) >= 8 and scale < 1
             drafted = small and file.draft(None, (int(W * scale) + 1, int(H * scale) + 1))
             image = load_image(file, args.max_pixels)                     # (H, W, 3)
@@ -236,7 +236,7 @@ def predict(group: list[tuple], net: Segmenter, args: argparse.Namespace, size: 
 def tiled_prob(net: Segmenter, image: np.ndarray, size: int) -> np.ndarray:
     """(H, W, 3) uint8 at full resolution -> (H, W) float32, from overlapping windows with blended seams."""
     H, W = image.shape[:2]
-    if max(H, W) <= size:                     # nothing to cut
+    if square_side(H, W) <= size:             # nothing to cut
         return predict_prob(net, image, size)
     prob = np.zeros((H, W), np.float32)
     places = [(row, column) for row in windows(H, size) for column in windows(W, size)]
@@ -391,11 +391,11 @@ def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
                 say(f"{printable(record['input'])}: {record['error']}")
             else:
                 counts["found"] += record["coverage"] > 0
-                longest = max(record["width"], record["height"])
-                if longest > 2 * size and not noted:
+                shrunk = square_side(record["height"], record["width"]) / size
+                if shrunk > 2 and not noted:
                     noted = True
-                    say(f"the network sees {printable(record['input'])} at {size} of its {longest} pixels: "
-                        f"marks under about {LEGIBLE * longest // size} pixels may be missed, "
+                    say(f"the network sees {printable(record['input'])} made {shrunk:.1f} times smaller: "
+                        f"marks under about {LEGIBLE * shrunk:.0f} pixels may be missed, "
                         "--tile looks at all of them")
             if args.json:
                 print(json.dumps(record), flush=True)
@@ -463,9 +463,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         help="grow the mask by this radius in pixels, 0 turns it off "
                              "(default: grows with the picture, 3 at 512)")
     parser.add_argument("--size", type=int,
-                        help="longest side that the network sees; raise it for small marks, "
-                             "lower it if you run out of memory (default: as trained; smaller pictures are "
-                             f"enlarged to {SIZE}, at most {ENLARGE} times)")
+                        help="the network looks at SIZE x SIZE pixels, in the picture's shape; raise it for "
+                             "small marks, lower it if you run out of memory (default: as trained; smaller "
+                             f"pictures are enlarged to {SIZE} x {SIZE}, at most {ENLARGE} times)")
     parser.add_argument("--tile", action="store_true",
                         help="full resolution through overlapping windows of --size: "
                              "finds small marks, may miss huge ones, takes longer")

@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import eval as evaluation  # noqa: E402
-from model import (OPTIONS, WEIGHTS, build, keep_freed_memory, load_model, pick_amp,  # noqa: E402
+from model import (OPTIONS, WEIGHTS, build, fit, keep_freed_memory, load_model, pick_amp,  # noqa: E402
                    pick_device, predict_prob, resize_prob, speed_up_training, to_mask)
 import predict  # noqa: E402
 import train  # noqa: E402
@@ -189,7 +189,7 @@ def bench_mask() -> None:
     H, W = 3000, 4000
 
     def write():
-        cv2.imencode(".png", to_mask(resize_prob(prob, H, W), 0.45, certain=0.99))
+        cv2.imencode(".png", to_mask(resize_prob(prob, H, W), 0.45, certain=0.97))
     row("resize, threshold, dilate and encode a 12-megapixel mask", f"{1e3 * seconds(write):.0f} ms")
 
 
@@ -222,7 +222,7 @@ def bench_predict(device: torch.device) -> None:
         predict.predict_probs = forward
         row("predict.py, a folder of 12-megapixel JPEGs", f"{n / whole:.1f} photos/s")
         row("  share of the time that the network is at work", f"{100 * at_work() / whole:.0f} %")
-        views = [np.zeros((384, 512, 3), np.uint8)] * size
+        views = [fit(np.zeros((3000, 4000, 3), np.uint8), net.size)] * size
         sides = min(torch.get_num_threads(), predict.NETWORKS) if device.type == "cpu" else 1
         torch.set_num_threads(threads // sides)
         with ThreadPoolExecutor(sides) as pool:

@@ -278,11 +278,11 @@ def test_a_bomb_is_refused_and_a_broken_file_is_an_oserror(tmp_path):
 
 def test_fit_and_resize_back():
     image = np.zeros((300, 1000, 3), np.uint8)
-    assert fit(image, 500).shape == (150, 500, 3) and fit(image, 1000) is image and fit(image, 2000) is image
-    assert fit(np.zeros((1, 5000, 3), np.uint8), 512).shape == (1, 512, 3)
-    assert fit(image[:, :400], 512).shape == fit(image[:, :400], 1024).shape == (384, 512, 3)
+    assert fit(image, 274).shape == (150, 500, 3) and fit(image, 548) is image and fit(image, 2000) is image
+    assert fit(image[:, :400], 512).shape == fit(image[:, :400], 1024).shape == (443, 591, 3)  # 512 x 512 pixels
+    assert fit(np.zeros((1, 5000, 3), np.uint8), 512).shape == (1, 2048, 3)         # as one of 16 : 1
     assert fit(image[:100, :90], 512).shape == (150, 135, 3)                        # and no further
-    assert fit(image[:100, :90], 100).shape == (100, 90, 3)                         # never beyond what is asked
+    assert fit(image[:100, :90], 95).shape == (100, 90, 3)                          # never beyond what is asked
     assert resize_prob(np.ones((150, 500), np.float32), 300, 1000).shape == (300, 1000)
 
 
