@@ -436,7 +436,7 @@ def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, certa
         marked[:] = 0
     elif of_mark > threshold:
         # decided for cells of n x n pixels: the network saw no finer
-        n = max(int(square_side(*prob.shape)) // SIZE, 1)
+        n = max(int(square_side(*prob.shape) / SIZE), 1)
         near, sure = (cv2.dilate(m, np.ones((n, n), np.uint8), anchor=(0, 0))[::n, ::n]
                       for m in (marked, (prob >= of_mark).astype(np.uint8)))
         k, labels = cv2.connectedComponents(dilate(near, 2 * default_dilation(*near.shape)))

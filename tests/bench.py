@@ -184,7 +184,7 @@ def bench_eval(images: str, logos: str, device: torch.device) -> None:
 
 
 def bench_mask() -> None:
-    prob = cv2.GaussianBlur((np.random.default_rng(0).random((341, 512)) > 0.7).astype(np.float32), (0, 0), 8)
+    prob = cv2.GaussianBlur((np.random.default_rng(0).random((443, 591)) > 0.7).astype(np.float32), (0, 0), 8)
     prob = cv2.normalize(prob, None, 0, 1, cv2.NORM_MINMAX)           # marks all over, sure and unsure ones
     H, W = 3000, 4000
 

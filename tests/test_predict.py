@@ -312,6 +312,7 @@ def test_note_on_large_pictures_comes_once(run, tmp_path):
     for name in "ab":
         photo(300, 200).save(tmp_path / f"{name}.png")
     assert run(tmp_path).err.count("--tile") == 1
+    assert "made 3.8 times smaller: marks under about 31 pixels" in run(tmp_path / "a.png").err
     assert "--tile" not in run(tmp_path, "--tile").err
 
 
@@ -382,8 +383,9 @@ def test_tiles_equal_the_whole(exact, H, W):
 
 
 def test_one_tile_is_the_untiled_result(weights):
-    net, image = model.load_model(weights), np.array(photo())
-    assert (predict.tiled_prob(net, image, SIZE) == model.predict_prob(net, image)).all()
+    net = model.load_model(weights)
+    for image in (np.array(photo()), np.array(photo(90, 40))):     # the second is wider than SIZE, yet smaller
+        assert (predict.tiled_prob(net, image, SIZE) == model.predict_prob(net, image)).all()
 
 
 @pytest.mark.parametrize("length, size", [(1, 64), (64, 64), (65, 64), (1000, 64), (999, 100), (70, 33)])
