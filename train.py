@@ -366,11 +366,13 @@ def first_network(args: argparse.Namespace) -> nn.Module:
 
 
 def freeze_statistics(net: nn.Module) -> None:
-    """BatchNorm keeps the statistics of a trained network, in place, but at the encoder's coarsest stride.
+    """BatchNorm keeps the statistics of a trained network, in place, but in the encoder at the coarsest stride
+    and in the decoder's residual blocks at the one before.
 
-    Kept ones are faster (see speed_up_training) and the same in training and in use. At the coarsest stride,
-    where gradients are tiny and Muon and Adam make full steps of them, they let activations drift out of
-    ReLU6's range, where no gradient brings them back: eight releases had lost that stage (model card).
+    Kept ones are faster (see speed_up_training) and the same in training and in use. There, where gradients
+    are tiny and Muon and Adam make full steps of them, they let activations drift out of the range of ReLU6
+    and ReLU, where no gradient brings them back: eight releases had lost that stage of the encoder, five
+    those blocks (model card).
     """
     side, sizes = 256, {}
     norms = {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
@@ -383,7 +385,8 @@ def freeze_statistics(net: nn.Module) -> None:
     net.train()
     coarsest = side // getattr(net.model.encoder, "output_stride", 32)
     for name, m in norms.items():
-        if not (name.startswith("model.encoder.") and sizes.get(m) == coarsest):
+        if not (name.startswith("model.encoder.") and sizes.get(m) == coarsest
+                or ".attention2." in name and sizes.get(m) == 2 * coarsest):      # a Residual's
             m.eval()
 
 

@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.metadata import (parse_experiment_plugin_data,
 
 import train
 from conftest import ROOT
-from model import build, load_checkpoint, load_model, pack, save_checkpoint
+from model import WEIGHTS, build, load_checkpoint, load_model, pack, save_checkpoint
 from synth import Synth
 from train import loss_parts, lr_at, positions
 
@@ -345,6 +345,28 @@ def test_init_takes_the_architecture_keeps_the_statistics_and_a_gentler_rate(tmp
     changed = {k for k, v in net.state_dict().items() if not torch.equal(v, last["model"][k])}
     coarsest = {k for k, _ in net.named_buffers() if k.startswith("model.encoder.layer4.")}
     assert coarsest and changed == {k for k, _ in net.named_parameters()} | coarsest
+
+
+def test_init_lets_the_residual_blocks_at_a_sixteenth_learn_their_statistics():
+    net = build()
+    train.freeze_statistics(net)
+    learns = {k.split(".attention2")[0] for k, m in net.model.named_modules()
+              if isinstance(m, torch.nn.BatchNorm2d) and m.training and ".attention2." in k}
+    assert learns == {"decoder.blocks.0"}
+    assert not any(m.training for k, m in net.model.named_modules()
+                   if isinstance(m, torch.nn.BatchNorm2d) and "conv" in k and k.startswith("decoder."))
+
+
+def test_the_released_network_has_no_dead_residual_branch(photos, logos):
+    """Five releases had one, which no score tells."""
+    net = load_model(WEIGHTS)
+    active = []
+    for block in net.model.decoder.blocks[:2]:
+        for residual in block.attention2:
+            residual[0].register_forward_hook(lambda m, x, y: active.append((y > 0).amax((0, 2, 3))))
+    with torch.inference_mode():
+        net(torch.from_numpy(np.stack([Synth(photos, logos, size=128)[i][0] for i in range(8)])))
+    assert len(active) == 4 and all(channels.float().mean() > 0.9 for channels in active)
 
 
 def test_a_new_network_learns_all_its_statistics(tmp_path, photos, logos):
