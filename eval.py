@@ -16,6 +16,7 @@ import contextlib
 import csv
 import json
 import os
+import signal
 import sys
 from bisect import bisect_right
 from functools import partial
@@ -25,7 +26,7 @@ import cv2
 import numpy as np
 import torch.distributed as dist
 from PIL import Image, ImageDraw, ImageFont
-from torch import nn
+from torch import Generator, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
@@ -42,6 +43,7 @@ TOLERANCE = 0.002          # of IoU, in the choice of a threshold
 DILATIONS = (0, 1, 3, 5, 10)                      # MorphoMod's radii in pixels; predict.py's own beside them
 PAPER_SIZE = 256           # pixels; SLBR, DENet, ... squash to this square: image bilinear, mask nearest
 WORST = Path("worst.png")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CURVE = "precision recall dataset_iou iou false_alarm_rate"       # columns of the threshold curve
 RULES = {"default": f"alpha > {MASK_ALPHA:g}", OWN: f"alpha > {MASK_ALPHA:g}", "reference": "alpha > 0",
          "clwd": "sum abs(J-I) > 15/255", "logo-l": "alpha > 0", "logo-h": "alpha > 0", "logo-gray": "alpha > 0"}
@@ -306,7 +308,9 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
     """
     share = range(rank, len(pictures), world)
     workers = min(max((os.cpu_count() or 1) // world - 1, 0), len(share) // 8)
-    loader = DataLoader(Subset(pictures, share), batch_size=None, num_workers=workers, collate_fn=tuple)
+    loader = DataLoader(Subset(pictures, share), batch_size=None, num_workers=workers, collate_fn=tuple,
+                        worker_init_fn=ignore_stop,
+                        generator=Generator())    # its own, or it would draw from the RNG of a training
     was, rows = net.training, []
     net.eval()
     bar = tqdm(loader, desc=pictures.name, unit="picture", leave=False, disable=None)
@@ -325,6 +329,13 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
         dist.all_gather_object(parts, rows)
         rows = sorted(sum(parts, []), key=lambda row: row["index"])
     return rows
+
+
+def ignore_stop(worker: int) -> None:
+    """Ctrl-C reaches the workers too. What is to end, and when, is the main process's business: train.py
+    finishes its step, and the evaluation in it."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def evaluate(net: nn.Module, synth: Synth, n: int) -> list[dict]:

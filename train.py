@@ -32,7 +32,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from eval import breakdown, evaluate, summarise
+from eval import STOP_SIGNALS, breakdown, evaluate, ignore_stop, summarise
 from model import (build, channels_last, from_checkpoint, keep_freed_memory, load_checkpoint, pack, pick_amp,
                    pick_device, save_checkpoint, speed_up_training)
 from synth import FONT_TYPES, OWN, Synth, find_files
@@ -52,7 +52,6 @@ N_EVAL = 200               # held-out photos that choose best.pt; always the sam
 N_PICTURES = 8             # held-out samples shown in TensorBoard
 METRICS = ("held_out/iou", "held_out/f1", "held_out/false_alarm_rate")     # beside the flags in TensorBoard
 LOGOS = Path(__file__).parent / "logos"
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def lr_at(step: int, steps: int) -> float:
@@ -329,6 +328,9 @@ def run(args: argparse.Namespace) -> int:
             record(step, loss=bce + soft_iou, bce=bce, soft_iou=soft_iou,
                    lr=scheduler.get_last_lr()[-1], grad_norm=norm, samples_per_s=rate)
             bar.set_postfix(loss=f"{bce + soft_iou:.3f}", iou=f"{best_iou:.3f}", refresh=False)
+        if rank == 0 and (evaluates or last or time.perf_counter() - saved > SAVE_EVERY):
+            save("last.pt", step)                      # before the evaluation: what ends that costs no step
+            saved = time.perf_counter()
         if rank == 0 and evaluates:
             rows = evaluate(ema.module, held_out, N_EVAL)
             scores = summarise(rows)
@@ -338,10 +340,8 @@ def run(args: argparse.Namespace) -> int:
             if scores["iou"] >= best_iou:
                 best_iou = scores["iou"]
                 save("best.pt", step)
+                save("last.pt", step)                  # again, since it holds best_iou
             clock, timed = time.perf_counter(), step
-        if rank == 0 and (evaluates or last or time.perf_counter() - saved > SAVE_EVERY):
-            save("last.pt", step)
-            saved = time.perf_counter()
         if stopped:
             break
     if rank == 0:
@@ -388,12 +388,6 @@ def freeze_statistics(net: nn.Module) -> None:
         if not (name.startswith("model.encoder.") and sizes.get(m) == coarsest
                 or ".attention2." in name and sizes.get(m) == 2 * coarsest):      # a Residual's
             m.eval()
-
-
-def ignore_stop(worker: int) -> None:
-    """Ctrl-C reaches the workers too; they are to go on until the main process has finished its step."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def trim_log(path: Path, step: int) -> None:

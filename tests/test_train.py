@@ -499,6 +499,43 @@ def test_ctrl_c_saves_though_it_reaches_the_workers_too(tmp_path, photos, logos)
     assert step >= 20 and read_log(out)[-1]["step"] == step
 
 
+STOPPED_WHILE_IT_EVALUATES = START + """
+import eval
+real, calls = eval.predict_prob, []
+def predict_prob(*args):
+    calls.append(1)
+    if len(calls) == 1:
+        os.killpg(0, signal.SIGTERM)                                  # as `timeout` does: the workers too
+    return real(*args)
+eval.predict_prob, train.N_EVAL = predict_prob, 16
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_a_stop_in_an_evaluation_waits_for_its_end(tmp_path, photos, logos):
+    out = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", STOPPED_WHILE_IT_EVALUATES, *flags(out, photos, logos)],
+                          cwd=ROOT, start_new_session=True, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert [line["step"] for line in read_log(out) if "held_out/iou" in line] == [2]
+    assert [load_checkpoint(out / f"{name}.pt")["step"] for name in ("best", "last")] == [2, 3]
+
+
+def test_an_evaluation_that_fails_costs_no_step(tmp_path, photos, logos, monkeypatch, capsys):
+    def evaluate(*args):
+        raise ValueError("none of the 3 photos can be read")
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert train.main(flags(whole, photos, logos)) == 0
+    with monkeypatch.context() as broken:
+        broken.setattr(train, "evaluate", evaluate)
+        assert train.main(flags(halves, photos, logos)) == 2
+    assert "none of the 3 photos" in capsys.readouterr().err
+    assert load_checkpoint(halves / "last.pt")["step"] == 2
+    assert train.main(["--resume", str(halves)]) == 0
+    ends = [load_checkpoint(out / "last.pt")["model"] for out in (whole, halves)]
+    assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+
+
 def test_a_logo_without_alpha_serves_where_it_is_cut_out(tmp_path, photos, capsys):
     logo = np.full((60, 90, 3), 255, np.uint8)
     logo[20:40, 20:70] = (200, 30, 30)
