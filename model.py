@@ -43,7 +43,7 @@ DILATE = 3 / 512                      # dilation radius per pixel of the longest
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
 # Narrower than smp's own U-Net decoder (256, 128, 64, 32, 16). smp wants five widths; with `subpixel`, the
 # last one is of the block that end_early takes away. `residuals`: how many end each block, coarsest first.
-OPTIONS = {"unet": {"decoder_channels": [128, 64, 48, 32, 16], "subpixel": True, "residuals": [2, 2]}}
+OPTIONS = {"unet": {"decoder_channels": [128, 64, 48, 32, 16], "subpixel": True, "residuals": [4, 4, 2]}}
 PRIOR = 0.05                          # share of marked pixels that a fresh network expects before training
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

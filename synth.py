@@ -38,6 +38,7 @@ LOGO_CACHE = 800           # logos kept decoded in each process; the bound of it
 PHOTO_SIDE = 1024          # photos are decoded at reduced size as long as the longest side stays above this
 MAX_PIXELS = 100_000_000   # pictures beyond this are left out, JPEG photos excepted: those decode at 1/8
 ENLARGED = 0.5             # share of the crops that were saved small, and then made larger
+CONTINUED = 0.3            # share of the photos under the crop's side that go on as their mirror image instead
 RETRIES = 5                # how often a mark that cannot be seen is drawn anew before the sample goes without
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp"), (".ttf", ".otf")
@@ -881,6 +882,11 @@ class Synth:
         photo, name = (generate_background(rng), "generated") if generated else self.background(rng)
         if rng.random() < 0.05:
             photo = passepartout(rng, photo)
+        if self.size and min(photo.shape[:2]) < self.size and rng.random() < CONTINUED:
+            # enlarged, every scene would be softer than the marks on it; large photos made small are not
+            more = rng.uniform(0.2, 1)
+            bottom, right = (round(n * more) for n in photo.shape[:2])
+            photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)
         H, W = photo.shape[:2]
         if side := self.size:                     # marks lie on the whole frame; the crop is a window of it
             if rng.random() < ENLARGED:           # as model.fit does with small pictures

@@ -67,6 +67,22 @@ def test_some_crops_were_saved_small_and_then_enlarged(photos, logos, monkeypatc
     assert min(saved) >= 48 and 10 < sum(side < 96 for side in saved) < 50
 
 
+def test_photos_smaller_than_the_crop_may_go_on_in_place_of_being_enlarged(tmp_path, monkeypatch):
+    photo = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    monkeypatch.setattr(synth, "ENLARGED", 0)
+    monkeypatch.setattr(synth, "camera", lambda rng, image: (image, None))
+    monkeypatch.setattr(synth, "vary", lambda rng, image: image)
+
+    def sharpness(size, continued):
+        monkeypatch.setattr(synth, "CONTINUED", continued)
+        crops = (Synth(tmp_path, size=size, kinds={}).default(np.random.default_rng(i))[0] for i in range(40))
+        return np.mean([cv2.Laplacian(crop, cv2.CV_32F).std() for crop in crops])
+    monkeypatch.setattr(synth, "pick", lambda rng, options, weights=None: 0)             # no mark
+    assert sharpness(160, 1) > 1.2 * sharpness(160, 0)
+    assert sharpness(64, 1) == sharpness(64, 0)                       # large enough: nothing to go on with
+
+
 def test_clean_samples_have_an_empty_mask_and_are_every_third(samples):
     metas = [samples.make_sample(0, i) for i in range(300)]
     clean = [mask for _, mask, meta in metas if not meta["marks"]]
