@@ -260,7 +260,8 @@ def run(args: argparse.Namespace) -> int:
         out.mkdir(parents=True, exist_ok=True)
         plain = {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
         (out / "args.json").write_text(json.dumps(plain, indent=2))
-        trim_log(out / "log.jsonl", start)
+        pending = bool(checkpoint and checkpoint.get("pending"))       # did its last evaluation not end?
+        trim_log(out / "log.jsonl", start, pending)
         for left in out.glob("*.pt.tmp"):              # of a kill in the middle of a save
             left.unlink()
         board, log = SummaryWriter(out, purge_step=start + 1), (out / "log.jsonl").open("a")
@@ -278,17 +279,32 @@ def run(args: argparse.Namespace) -> int:
         log.flush()
         board.flush()
 
-    def save(name: str, step: int) -> None:
+    def save(name: str, step: int, pending: bool = False) -> None:
         os.fsync(log.fileno())                         # the disk never has a checkpoint without its log lines
         save_checkpoint(pack(net, ema=ema.module.state_dict(), optimizer=optimizer.state_dict(),
                              scheduler=scheduler.state_dict(), scaler=scaler.state_dict(), step=step,
-                             best_iou=best_iou, args=plain, rng=torch.get_rng_state()), out / name)
+                             pending=pending, best_iou=best_iou, args=plain,
+                             rng=torch.get_rng_state()), out / name)
+
+    def assess(step: int) -> None:
+        nonlocal best_iou
+        rows = evaluate(ema.module, held_out, N_EVAL)
+        scores = summarise(rows)
+        show(board, ema.module, held_out, step)
+        record(step, **{f"held_out/{k}": v for k, v in scores.items()},
+               **{f"iou_by_{k}": v["iou"] for k, v in breakdown(rows).items()})
+        if scores["iou"] >= best_iou:
+            best_iou = scores["iou"]
+            save("best.pt", step)
+        save("last.pt", step)
 
     stop = []                                          # Ctrl-C and SIGTERM end it after the step, with a save
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop.append(1))
 
     # -- the loop
+    if rank == 0 and pending:
+        assess(start)
     bar = tqdm(loader, initial=start, total=args.steps, unit="step", disable=None if rank == 0 else True)
     clock = saved = time.perf_counter()
     step = timed = start
@@ -329,18 +345,10 @@ def run(args: argparse.Namespace) -> int:
                    lr=scheduler.get_last_lr()[-1], grad_norm=norm, samples_per_s=rate)
             bar.set_postfix(loss=f"{bce + soft_iou:.3f}", iou=f"{best_iou:.3f}", refresh=False)
         if rank == 0 and (evaluates or last or time.perf_counter() - saved > SAVE_EVERY):
-            save("last.pt", step)                      # before the evaluation: what ends that costs no step
+            save("last.pt", step, pending=evaluates)   # before the evaluation: what ends that costs no step
             saved = time.perf_counter()
         if rank == 0 and evaluates:
-            rows = evaluate(ema.module, held_out, N_EVAL)
-            scores = summarise(rows)
-            show(board, ema.module, held_out, step)
-            record(step, **{f"held_out/{k}": v for k, v in scores.items()},
-                   **{f"iou_by_{k}": v["iou"] for k, v in breakdown(rows).items()})
-            if scores["iou"] >= best_iou:
-                best_iou = scores["iou"]
-                save("best.pt", step)
-                save("last.pt", step)                  # again, since it holds best_iou
+            assess(step)
             clock, timed = time.perf_counter(), step
         if stopped:
             break
@@ -390,12 +398,16 @@ def freeze_statistics(net: nn.Module) -> None:
             m.eval()
 
 
-def trim_log(path: Path, step: int) -> None:
-    """Drops the lines that a run wrote after its last checkpoint, and half a line that a crash left."""
+def trim_log(path: Path, step: int, pending: bool) -> None:
+    """Drops the lines that a run wrote after its last checkpoint, and half a line that a crash left.
+
+    pending: the scores of the last step are still to come, and go too.
+    """
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         half = path.with_name(path.name + ".tmp")
-        half.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        half.write_text("".join(line for line in lines
+                                if json.loads(line)["step"] <= step - ("held_out/iou" in line and pending)))
         os.replace(half, path)
 
 
