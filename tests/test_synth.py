@@ -73,12 +73,12 @@ def test_photos_smaller_than_the_crop_may_go_on_in_place_of_being_enlarged(tmp_p
     monkeypatch.setattr(synth, "ENLARGED", 0)
     monkeypatch.setattr(synth, "camera", lambda rng, image: (image, None))
     monkeypatch.setattr(synth, "vary", lambda rng, image: image)
+    monkeypatch.setattr(synth, "pick", lambda rng, options, weights=None: 0)             # no mark
 
     def sharpness(size, continued):
         monkeypatch.setattr(synth, "CONTINUED", continued)
-        crops = (Synth(tmp_path, size=size, kinds={}).default(np.random.default_rng(i))[0] for i in range(40))
+        crops = (Synth(tmp_path, size=size).default(np.random.default_rng(i))[0] for i in range(40))
         return np.mean([cv2.Laplacian(crop, cv2.CV_32F).std() for crop in crops])
-    monkeypatch.setattr(synth, "pick", lambda rng, options, weights=None: 0)             # no mark
     assert sharpness(160, 1) > 1.2 * sharpness(160, 0)
     assert sharpness(64, 1) == sharpness(64, 0)                       # large enough: nothing to go on with
 
