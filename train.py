@@ -406,8 +406,9 @@ def trim_log(path: Path, step: int, pending: bool) -> None:
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         half = path.with_name(path.name + ".tmp")
-        half.write_text("".join(line for line in lines
-                                if json.loads(line)["step"] <= step - ("held_out/iou" in line and pending)))
+        records = map(json.loads, lines)
+        half.write_text("".join(line for line, record in zip(lines, records) if record["step"] < step or
+                                record["step"] == step and not (pending and "held_out/iou" in record)))
         os.replace(half, path)
 
 
