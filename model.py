@@ -7,7 +7,8 @@
     python model.py import FILE --arch unet --encoder mit_b5 -o OUT    # weights of the public notebook
     python model.py export runs/x/best.pt weights/watermark.pt         # a checkpoint, small enough to release
 
-Read top to bottom: network, device and precision, image in, mask out, checkpoint file.
+Read top to bottom: network, device and precision, image in, mask out, checkpoint file; last what only today's
+weights/watermark.pt needs.
 """
 import argparse
 import ctypes
@@ -29,21 +30,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from segmentation_models_pytorch.base.modules import Conv2dReLU
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 FORMAT = 1                            # version of the checkpoint dict; raise it when a key changes meaning
 WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
+ENCODER = "timm-tf_efficientnet_lite0"  # plain convolutions and BatchNorm: quick on every processor
 SIZE = 512                            # the network looks at SIZE x SIZE pixels, in the picture's own shape
 ENLARGE = 1.5                         # smaller pictures grow to SIZE, but no further than this many times
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
-DISPUTED = 0.3                        # two looks whose highest probs differ by more ask for a third one,
-THIRD_LOOK = 0.6                      # at this share of their size
 DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
-# Narrower than smp's own U-Net decoder (256, 128, 64, 32, 16). smp wants five widths; with `subpixel`, the
-# last one is of the block that end_early takes away. `residuals`: how many end each block, coarsest first.
-OPTIONS = {"unet": {"decoder_channels": [128, 64, 48, 32, 16], "subpixel": True, "residuals": [4, 4, 2]}}
 PRIOR = 0.05                          # share of marked pixels that a fresh network expects before training
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -61,14 +59,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.arch, self.encoder, self.options = arch, encoder, options or {}
         self.size, self.threshold, self.certain = SIZE, THRESHOLD, 0.0
-        options = dict(self.options)
-        subpixel, residuals = options.pop("subpixel", False), options.pop("residuals", [])
         self.model = smp.create_model(arch, encoder, encoder_weights=None, in_channels=3, classes=1,
-                                      **options)
-        if subpixel:
-            end_early(self.model)
-        for block, n in zip(getattr(self.model.decoder, "blocks", ()), residuals):
-            block.attention2 = nn.Sequential(*(Residual(block.conv2[0].out_channels) for _ in range(n)))
+                                      **self.options)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
@@ -84,39 +76,7 @@ class Segmenter(nn.Module):
         return self.model(x)[..., :H, :W]                                  # (B, 1, H, W)
 
 
-def end_early(unet: nn.Module) -> None:
-    """smp's U-Net without the convolutions that cost much and give little, in place.
-
-    Its last decoder block has no skip to read: at full resolution it sees nothing that the one before has not
-    seen at half of it, where a sub-pixel convolution (Shi et al. 2016) gives the four logits of each position
-    instead. The first block's first convolution only reduces MobileNetV2's 1,376 channels, which needs no
-    3 x 3. `tests/bench.py` has a row for what that saves.
-    """
-    first, channels = unet.decoder.blocks[0].conv1, unet.decoder.blocks[-2].conv2[0].out_channels
-    first[0] = nn.Conv2d(first[0].in_channels, first[0].out_channels, 1, bias=False)
-    nn.init.kaiming_uniform_(first[0].weight, nonlinearity="relu")                          # as smp does
-    del unet.decoder.blocks[-1]
-    unet.segmentation_head = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1),            # (B, 4, H/2, W/2)
-                                           nn.PixelShuffle(2))                              # (B, 1, H, W)
-    nn.init.xavier_uniform_(unet.segmentation_head[0].weight)
-
-
-class Residual(nn.Sequential):
-    """x (B, C, H, W) plus two 3 x 3 convolutions of it, the second zero at first (as Goyal et al. 2017 start
-    each branch): a trained network that grows by such blocks goes on from what it computed."""
-
-    def __init__(self, channels: int):
-        super().__init__(Conv2dReLU(channels, channels, 3, padding=1),
-                         nn.Conv2d(channels, channels, 3, padding=1))
-        nn.init.kaiming_uniform_(self[0][0].weight, nonlinearity="relu")
-        nn.init.zeros_(self[1].weight)
-        nn.init.zeros_(self[1].bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + super().forward(x)
-
-
-def build(arch: str = "unet", encoder: str = "mobilenet_v2", encoder_weights: str = "none",
+def build(arch: str = "unet", encoder: str = ENCODER, encoder_weights: str = "none",
           options: dict | None = None) -> Segmenter:
     """A new network.
 
@@ -125,14 +85,13 @@ def build(arch: str = "unet", encoder: str = "mobilenet_v2", encoder_weights: st
     Raises ValueError with one sentence where a name is unknown or a file does not fit, ConnectionError where
     the weights cannot be downloaded.
     """
-    options = OPTIONS.get(arch.lower(), {}) if options is None else options
     known = smp.encoders.get_encoder_names()
     if encoder not in known and not encoder.startswith("tu-"):
         close = difflib.get_close_matches(encoder, known, n=5, cutoff=0.5)
         raise ValueError(f"unknown encoder {encoder!r}{'; close to it: ' * bool(close)}{', '.join(close)}; "
                          f"timm's go by tu-NAME; smp has {', '.join(known)}")
     try:
-        net = Segmenter(arch, encoder, options)
+        net = (OldSegmenter if "subpixel" in (options or {}) else Segmenter)(arch, encoder, options)
     except KeyError as e:                     # smp's own sentence lists the architectures
         raise ValueError(e.args[0]) from e
     except (ValueError, RuntimeError, TypeError, NotImplementedError) as e:
@@ -182,62 +141,18 @@ def download_encoder(encoder: str, name: str) -> tuple[dict, dict]:
                    "--encoder-weights FILE takes a local file") from e
 
 
-def pairs(net: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """Each convolution with a BatchNorm after it, as (parent, name of the one, name of the other)."""
-    found = []
-    for parent in net.modules():
-        children = list(parent.named_children())
-        found += [(parent, name, following) for (name, conv), (following, bn) in zip(children, children[1:])
-                  if type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d]
-    return found
-
-
 def fuse_batchnorm(net: nn.Module) -> nn.Module:
-    """Folds each BatchNorm after a convolution into it, in place: less to compute at inference."""
-    for parent, name, following in pairs(net):
-        setattr(parent, name, fuse_conv_bn_eval(getattr(parent, name), getattr(parent, following)))
-        setattr(parent, following, nn.Identity())
-    return net
+    """Folds each BatchNorm into the convolution before it, in place: less to compute at inference.
 
-
-class TrainedConv(nn.Conv2d):
-    """Computes what nn.Conv2d does, faster to train: see speed_up_training."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.weight, self.bias
-        for bn in self.folded:                             # none or one
-            scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)             # (C,)
-            weight = weight * scale.view(-1, 1, 1, 1)
-            bias = bn.bias + ((0 if bias is None else bias) - bn.running_mean) * scale
-        if self.strided and x.dtype == torch.bfloat16 and x.device.type == "cpu":
-            with torch.autocast("cpu", enabled=False):
-                return self._conv_forward(x.float(), weight, bias).to(x.dtype)
-        return self._conv_forward(x, weight, bias)
-
-
-class FoldedBatchNorm(nn.BatchNorm2d):
-    """Its convolution computes it; its parameters stay here, under their names, and learn as before."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
-def speed_up_training(net: nn.Module) -> None:
-    """In place, before the first step: the same function, gradients and state dict from faster operations.
-
-    A BatchNorm whose statistics are frozen (in eval mode) is folded into its convolution at each step, which
-    saves its passes over the activations. On the CPU in bf16, depthwise convolutions with a stride run in
-    float32: oneDNN takes several times as long for their backward (`tests/bench.py` has a row).
+    timm's BatchNormAct2d is a BatchNorm with its activation inside, which stays.
     """
-    frozen = {conv: bn for parent, *names in pairs(net)
-              for conv, bn in [[getattr(parent, name) for name in names]] if not bn.training}
-    for conv in net.modules():
-        if type(conv) is nn.Conv2d:
-            conv.__class__, conv.folded = TrainedConv, ()
-            conv.strided = conv.groups > 1 and conv.stride != (1, 1)
-            if conv in frozen:
-                frozen[conv].__class__ = FoldedBatchNorm
-                conv.folded = (frozen[conv],)      # a tuple, so that it keeps its one name in the state dict
+    for parent in list(net.modules()):
+        children = list(parent.named_children())
+        for (name, conv), (following, bn) in zip(children, children[1:]):
+            if type(conv) is nn.Conv2d and type(bn) in (nn.BatchNorm2d, BatchNormAct2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, bn))
+                setattr(parent, following, getattr(bn, "act", nn.Identity()))
+    return net
 
 
 # ---------------------------------------------------------------- device and precision
@@ -275,9 +190,11 @@ def pick_amp(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
 def has_cpu_bf16() -> bool:
     """bf16 that pays: AMX, or AVX512-BF16 of a maker whose cores do more of it than of float32 in a cycle.
 
-    Intel's do not: on a Xeon with its AMX hidden, as virtual machines do, bf16 lost to float32 in training
-    and in prediction (the model card has the figures); without either, oneDNN emulates and loses.
+    Intel's do not (on a Xeon with its AMX hidden bf16 lost to float32). Without either, or where oneDNN is told
+    to leave them alone, it emulates bf16, at several times the time of float32.
     """
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper() not in ("DEFAULT", "AVX512_CORE_AMX"):
+        return False
     amx, avx = (getattr(torch.cpu, check, bool)()            # private, and younger than torch 2.4
                 for check in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
     return amx or avx and "GenuineIntel" not in cpu_name()
@@ -378,23 +295,8 @@ def look(net: Segmenter, images: np.ndarray) -> np.ndarray:
 
 
 def predict_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Pictures of one shape, each (H, W, 3) uint8 RGB -> for each its (H, W) float32 probabilities.
-
-    The mean of the picture and its mirror image: what the network only imagines, it rarely sees in both. Where
-    one of the two has a mark and the other none, a smaller look decides: the median of the three. The model
-    card has the figures.
-    """
-    stack = np.stack(images)
-    plain, mirrored = np.split(look(net, np.concatenate([stack, stack[:, :, ::-1]])), 2)
-    mirrored = mirrored[:, :, ::-1]
-    probs = (plain + mirrored) / 2
-    gaps = np.abs(plain.max((1, 2)) - mirrored.max((1, 2)))
-    for i in np.flatnonzero(gaps > DISPUTED):
-        H, W = probs[i].shape
-        small = fit(images[i], THIRD_LOOK * square_side(H, W))
-        third = resize_prob(look(net, small[None])[0], H, W)
-        probs[i] = third.clip(np.minimum(plain[i], mirrored[i]), np.maximum(plain[i], mirrored[i]))
-    return list(probs)                                                             # B x (H, W)
+    """Pictures of one shape, each (H, W, 3) uint8 RGB -> for each its (H, W) float32 probabilities."""
+    return old_probs(net, images) if isinstance(net, OldSegmenter) else list(look(net, np.stack(images)))
 
 
 def predict_prob(net: Segmenter, image: np.ndarray, size: int | None = None) -> np.ndarray:
@@ -424,26 +326,11 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
 def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, certain: float = 0) -> np.ndarray:
     """(H, W) probabilities -> (H, W) uint8 {0, 255}, dilated; radius None grows with the picture.
 
-    certain: how far the network's false alarms seldom come (the model card tells how it was chosen); 0 leaves
-    it to the threshold alone. A picture without a pixel of three times the threshold, or of `certain` if that
-    is less, has no mark. In others, those stay that have one of 1.75 times the threshold, or of `certain`
-    (hysteresis, Canny 1986). What lies close together is one mark, as are the letters of a word: within four
-    times the default dilation.
+    certain: see old_marks; 0 leaves it to the threshold alone.
     """
     marked = (prob >= threshold).astype(np.uint8)
-    of_mark, of_picture = (max(min(n * threshold, certain), threshold) for n in (1.75, 3))
-    if prob.max(initial=0) < of_picture:
-        marked[:] = 0
-    elif of_mark > threshold:
-        # decided for cells of n x n pixels: the network saw no finer
-        n = max(int(square_side(*prob.shape) / SIZE), 1)
-        near, sure = (cv2.dilate(m, np.ones((n, n), np.uint8), anchor=(0, 0))[::n, ::n]
-                      for m in (marked, (prob >= of_mark).astype(np.uint8)))
-        k, labels = cv2.connectedComponents(dilate(near, 2 * default_dilation(*near.shape)))
-        stays = np.zeros(k, np.uint8)
-        stays[labels[sure > 0]] = 1
-        stays = cv2.resize(stays[labels], None, fx=n, fy=n, interpolation=cv2.INTER_NEAREST)
-        marked &= stays[:prob.shape[0], :prob.shape[1]]
+    if certain:
+        marked = old_marks(marked, prob, threshold, certain)
     return dilate(marked, default_dilation(*prob.shape) if radius is None else radius)
 
 
@@ -456,7 +343,7 @@ def default_dilation(H: int, W: int) -> int:
 
 def pack(net: Segmenter, **training) -> dict:
     """The checkpoint dict: plain tensors and JSON types. training: ema, optimizer, step, ... or nothing."""
-    empty = dict.fromkeys(("ema", "optimizer", "scheduler", "scaler", "step", "best_iou", "args", "rng"))
+    empty = dict.fromkeys(("ema", "optimizer", "scheduler", "scaler", "step", "best_iou", "args"))
     return {"format": FORMAT, "arch": net.arch, "encoder": net.encoder, "options": net.options,
             "size": net.size, "threshold": net.threshold, "certain": net.certain,
             "model": net.state_dict(), **empty, **training}
@@ -577,6 +464,85 @@ def main() -> int:
         return 2
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MB")
     return 0
+
+
+# ---------------------------------------------------------------- only for today's weights/watermark.pt
+# Its network is not smp's own, looks twice or three times, and has a rule of its own for the mask. All of that
+# stands here, and goes with that file.
+
+DISPUTED = 0.3                        # two looks whose highest probs differ by more ask for a third one,
+THIRD_LOOK = 0.6                      # at this share of their size
+
+
+class OldSegmenter(Segmenter):
+    """smp's U-Net that ends at half resolution, with residual blocks at the end of its decoder's blocks.
+
+    The last block has no skip to read; a sub-pixel convolution (Shi et al. 2016) gives the four logits of each
+    position in its place. The first convolution of the decoder only reduces channels, which needs no 3 x 3.
+    options: smp's, `subpixel`, and `residuals`, how many end each block, coarsest first.
+    """
+
+    def __init__(self, arch: str, encoder: str, options: dict):
+        super().__init__(arch, encoder, {k: v for k, v in options.items() if k not in ("subpixel", "residuals")})
+        self.options, blocks = options, self.model.decoder.blocks
+        if options["subpixel"]:
+            first, channels = blocks[0].conv1, blocks[-2].conv2[0].out_channels
+            first[0] = nn.Conv2d(first[0].in_channels, first[0].out_channels, 1, bias=False)
+            del blocks[-1]
+            self.model.segmentation_head = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1),  # (B, 4, H/2, W/2)
+                                                         nn.PixelShuffle(2))                    # (B, 1, H, W)
+        for block, n in zip(blocks, options.get("residuals", ())):
+            block.attention2 = nn.Sequential(*(Residual(block.conv2[0].out_channels) for _ in range(n)))
+
+
+class Residual(nn.Sequential):
+    """x (B, C, H, W) plus two 3 x 3 convolutions of it."""
+
+    def __init__(self, channels: int):
+        super().__init__(Conv2dReLU(channels, channels, 3, padding=1),
+                         nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+def old_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
+    """See predict_probs. The mean of the picture and its mirror image; where only one of the two has a mark, a
+    smaller look decides: the median of the three."""
+    stack = np.stack(images)
+    plain, mirrored = np.split(look(net, np.concatenate([stack, stack[:, :, ::-1]])), 2)
+    mirrored = mirrored[:, :, ::-1]
+    probs = (plain + mirrored) / 2
+    gaps = np.abs(plain.max((1, 2)) - mirrored.max((1, 2)))
+    for i in np.flatnonzero(gaps > DISPUTED):
+        H, W = probs[i].shape
+        small = fit(images[i], THIRD_LOOK * square_side(H, W))
+        third = resize_prob(look(net, small[None])[0], H, W)
+        probs[i] = third.clip(np.minimum(plain[i], mirrored[i]), np.maximum(plain[i], mirrored[i]))
+    return list(probs)                                                             # B x (H, W)
+
+
+def old_marks(marked: np.ndarray, prob: np.ndarray, threshold: float, certain: float) -> np.ndarray:
+    """marked (H, W) uint8 {0, 1} -> the same without what the network is nowhere sure of.
+
+    A picture without a pixel of three times the threshold, or of `certain` if that is less, has no mark. In
+    others, those stay that have one of 1.75 times the threshold, or of `certain` (hysteresis, Canny 1986). What
+    lies within four times the default dilation is one mark, as are the letters of a word.
+    """
+    of_mark, of_picture = (max(min(n * threshold, certain), threshold) for n in (1.75, 3))
+    if prob.max(initial=0) < of_picture:
+        marked[:] = 0
+    elif of_mark > threshold:
+        # decided for cells of n x n pixels: the network saw no finer
+        n = max(int(square_side(*prob.shape) / SIZE), 1)
+        near, sure = (cv2.dilate(m, np.ones((n, n), np.uint8), anchor=(0, 0))[::n, ::n]
+                      for m in (marked, (prob >= of_mark).astype(np.uint8)))
+        k, labels = cv2.connectedComponents(dilate(near, 2 * default_dilation(*near.shape)))
+        stays = np.zeros(k, np.uint8)
+        stays[labels[sure > 0]] = 1
+        stays = cv2.resize(stays[labels], None, fx=n, fy=n, interpolation=cv2.INTER_NEAREST)
+        marked &= stays[:prob.shape[0], :prob.shape[1]]
+    return marked
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@
     python train.py --steps 20 --size 64 --batch-size 4 --eval-every 10  # does it all work? under a minute
     torchrun --nproc-per-node 8 train.py --images photos/ --batch-size 256                      # many GPUs
 
-Watch it with `tensorboard --logdir runs`. There are no epochs: sample i is a pure function of (seed, i),
-step s takes the samples s*B .. s*B+B-1, so the data position is the step, and resuming is exact.
+Watch it with `tensorboard --logdir runs`. There are no epochs: sample i is a pure function of (seed, i), and
+the step tells which samples it takes, so the data position is the step, and resuming is exact.
 """
 import argparse
 import json
@@ -18,12 +18,15 @@ import signal
 import sys
 import time
 import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.optim import Muon
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
@@ -33,22 +36,25 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from eval import STOP_SIGNALS, breakdown, evaluate, ignore_stop, summarise
-from model import (build, channels_last, from_checkpoint, keep_freed_memory, load_checkpoint, pack, pick_amp,
-                   pick_device, save_checkpoint, speed_up_training)
+from model import (ENCODER, SIZE, build, channels_last, from_checkpoint, keep_freed_memory, load_checkpoint,
+                   pack, pick_amp, pick_device, save_checkpoint)
 from synth import FONT_TYPES, OWN, Synth, find_files
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
 MIN_LR = 0.01              # the cosine ends at this share of the peak
+LR = 1e-3                  # peak at batch 32; it grows with the square root of the batch (Malladi et al. 2022)
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
+INIT_LR = 0.25             # a network from --init moves slower than a new one, by this factor
 WEIGHT_DECAY = 0.01
-BETAS = 0.9, 0.999         # of NAdamW, which takes the biases and the depthwise convolutions
+TONE = 0.15, 0.06          # an echo's contrast and brightness differ from the sample's by up to these shares
 IOU_WEIGHT = 0.25          # of the soft IoU in the loss, beside the cross-entropy's 1
 CLIP = 1.0                 # largest gradient norm
 EMA_DECAY = 0.999          # averages over about the last thousand steps
 GENERAL = 0.3              # with --init and few own logos: share of samples that keep ours, against forgetting
 LOG_EVERY = 20             # steps
 SAVE_EVERY = 180           # seconds; an evaluation can be an hour away, on a GPU half a million samples
-N_EVAL = 200               # held-out photos that choose best.pt; always the same ones
+N_EVAL = 200               # held-out photos that choose best.pt; always the same ones; in short runs fewer,
+EVAL_SHARE = 0.1           # so that an evaluation costs at most this share of the steps before it
 N_PICTURES = 8             # held-out samples shown in TensorBoard
 METRICS = ("held_out/iou", "held_out/f1", "held_out/false_alarm_rate")     # beside the flags in TensorBoard
 LOGOS = Path(__file__).parent / "logos"
@@ -80,14 +86,13 @@ def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, 
     return bce, IOU_WEIGHT * torch.where(is_clean, -iou.log(), 1 - iou).mean()
 
 
-def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> Muon:
-    """Muon (Jordan et al. 2024) for the convolutions, its updates as large as AdamW's would be (Liu et al.
-    2025), and timm's NAdamW for the rest. The model card compares it with AdamW alone."""
+def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019). docs/LOG.md compares it with Muon."""
     encoder, decoder = [], []
     for name, p in net.named_parameters():
         (encoder if name.startswith("model.encoder.") else decoder).append(p)
-    return Muon([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
-                 {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY, nesterov=True, betas=BETAS)
+    return torch.optim.AdamW([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
+                              {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY)
 
 
 class Mixed(Dataset):
@@ -101,10 +106,45 @@ class Mixed(Dataset):
         return (self.general if is_general else self.own)[i]
 
 
-def positions(first: int, steps: int, batch: int, rank: int, world: int) -> list[range]:
-    """The sample indices of each step from `first` on, for one of `world` ranks with `batch` samples each."""
-    starts = ((step * world + rank) * batch for step in range(first, steps))
-    return [range(start, start + batch) for start in starts]
+def positions(first: int, steps: int, batch: int, rank: int, world: int, echo: int = 1) -> list[range]:
+    """The sample indices of each loader batch from step `first` on, for one of `world` ranks.
+
+    batch: samples of a rank in a step. A loader batch has batch / echo of them, since each serves in `echo`
+    steps: a step takes the last `echo` loader batches. The first steps borrow the run's last ones, so that no
+    sample serves less often.
+    """
+    n = batch // echo
+    starts = ((k % steps * world + rank) * n for k in range(first - echo + 1, steps))
+    return [range(start, start + n) for start in starts]
+
+
+def last_batches(loader: Iterable, n: int, device: torch.device) -> Iterator[list]:
+    """Yields the last n loader batches, on the device, newest first."""
+    window = deque(maxlen=n)
+    for batch in loader:
+        window.appendleft([part.to(device, non_blocking=True) for part in batch])
+        if len(window) == n:
+            yield list(window)
+
+
+def echo(batches: list, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loader batches, newest first -> one batch, where old samples look different each time they serve.
+
+    Data echoing (Choi et al. 2019). The newest samples stay as they were made. Older ones have another contrast
+    and brightness, and every second time they are mirrored.
+    -> image (B, 3, H, W) uint8, mask (B, 1, H, W) uint8 {0, 1}.
+    """
+    images, masks = [], []
+    for age, (image, mask) in enumerate(batches):
+        if age % 2:
+            image, mask = image.flip(3), mask.flip(3)
+        if age:
+            contrast, brightness = (torch.from_numpy(rng.uniform(-x, x, (len(image), 3, 1, 1)).astype(np.float32))
+                                    .to(image.device) for x in TONE)                  # (B / n, 3, 1, 1)
+            image = (image * (1 + contrast) + 255 * brightness).round().clamp(0, 255).to(torch.uint8)
+        images.append(image)
+        masks.append(mask)
+    return torch.cat(images), torch.cat(masks)
 
 
 def update_average(averaged: list, current: list, n: torch.Tensor) -> None:
@@ -133,20 +173,23 @@ def parse(argv=None) -> argparse.Namespace:
                         help="processes that make samples (default: all cores but one)")
     # network
     parser.add_argument("--arch", default="unet", help="an smp architecture (default: %(default)s)")
-    parser.add_argument("--encoder", default="mobilenet_v2",
+    parser.add_argument("--encoder", default=ENCODER,
                         help="an smp encoder, or tu-NAME of timm (default: %(default)s)")
     parser.add_argument("--encoder-weights", help="imagenet (downloaded), none, or a file with the encoder's "
                         "tensors (default: imagenet, or none where it cannot be downloaded)")
-    parser.add_argument("--init", help="start from this checkpoint with its architecture and statistics; "
+    parser.add_argument("--init", help="start from this checkpoint with its architecture; "
                         "the learning rate falls, and a share of samples keeps the marks of logos/")
     # optimisation
     parser.add_argument("--steps", type=int, default=20_000, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="samples per step over all GPUs "
                         "(default: %(default)s)")
+    parser.add_argument("--echo", type=int, default=1, metavar="N", help="if the GPU waits for samples: use "
+                        "each in N steps, mirrored and toned differently (default: %(default)s)")
     parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="if memory runs out: take "
                         "each batch in N parts, for the same step (default: %(default)s)")
     parser.add_argument("--lr", type=float,
-                        help="peak learning rate (default: 2e-3, with --init 5e-4)")
+                        help=f"peak learning rate (default: {LR} at batch 32, more "
+                        f"with the root of the batch; with --init {INIT_LR} of that)")
     parser.add_argument("--seed", type=int, default=0,
                         help="of samples and initial weights (default: %(default)s)")
     # machine
@@ -171,9 +214,11 @@ def parse(argv=None) -> argparse.Namespace:
             if value != ours[name]:
                 raise ValueError(f"--resume takes every flag from the run: leave out "
                                  f"--{name.replace('_', '-')} {value}, which was {ours[name]}")
-    elif min(args.steps, args.batch_size, args.eval_every, args.accumulate) < 1 or args.size < 32:
-        raise ValueError("--steps, --batch-size, --accumulate and --eval-every must be at least 1, "
+    elif min(args.steps, args.batch_size, args.eval_every, args.echo, args.accumulate) < 1 or args.size < 32:
+        raise ValueError("--steps, --batch-size, --echo, --accumulate and --eval-every must be at least 1, "
                          "--size at least 32")
+    elif args.echo > args.steps:
+        raise ValueError(f"--echo {args.echo} needs as many --steps, not {args.steps}")
     elif args.lr is not None and not 0 < args.lr < math.inf:
         raise ValueError(f"--lr {args.lr} is no learning rate: it must be above 0")
     return args
@@ -181,9 +226,10 @@ def parse(argv=None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if args.batch_size % (world * args.accumulate):
-        raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world} processes in "
-                         f"{args.accumulate} parts each: make it a multiple of {world * args.accumulate}")
+    for name in ("accumulate", "echo"):
+        if args.batch_size % (multiple := world * getattr(args, name)):
+            raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world} processes with "
+                             f"--{name} {getattr(args, name)}: make it a multiple of {multiple}")
     device, why = pick_device(args.device)
     amp, why_amp = pick_amp(args.amp, device)
     if device.type == "cpu":
@@ -200,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
     if checkpoint is None and (out / "last.pt").exists():
         raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
                          "--out names another folder")
-    torch.manual_seed(args.seed)                       # the decoder's initial weights; samples have their own
+    torch.manual_seed(args.seed)                       # of the decoder's initial weights
     if checkpoint:
         net = from_checkpoint(checkpoint, ema=False)
     elif args.init:
@@ -209,11 +255,8 @@ def run(args: argparse.Namespace) -> int:
         net = first_network(args)
     net.to(device, memory_format=torch.channels_last if channels_last(device) else torch.preserve_format)
     if world > 1 and device.type == "cuda":            # on the CPU, which lacks it, each rank sees its share
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        net = convert_sync_batchnorm(net)              # timm's: torch's would drop timm's activations
     net.train()
-    if args.init:
-        freeze_statistics(net)
-    speed_up_training(net)
 
     # -- data
     fine_tunes = args.init and Path(args.logos).resolve() != LOGOS.resolve()
@@ -231,7 +274,8 @@ def run(args: argparse.Namespace) -> int:
 
     # -- optimisation
     pretrained = bool(args.init) or args.encoder_weights != "none"
-    optimizer = make_optimizer(net, args.lr or (5e-4 if args.init else 2e-3), pretrained)
+    lr = args.lr or LR * math.sqrt(args.batch_size / 32) * (INIT_LR if args.init else 1)
+    optimizer = make_optimizer(net, lr, pretrained)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_at(step, args.steps))
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
     # torch takes a first step that the scaler skips for a wrong order; the schedule follows the data instead
@@ -244,16 +288,18 @@ def run(args: argparse.Namespace) -> int:
         ema.n_averaged.fill_(start)
         for part, state in ((optimizer, "optimizer"), (scheduler, "scheduler"), (scaler, "scaler")):
             part.load_state_dict(checkpoint[state])
-        torch.set_rng_state(checkpoint["rng"])
     model = torch.compile(net) if args.compile else net
     if world > 1:
         # running statistics play no part in training, and only rank 0's are ever saved or scored
         model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     loader = DataLoader(train_set,
-                        batch_sampler=positions(start, args.steps, args.batch_size // world, rank, world),
+                        batch_sampler=positions(start, args.steps, args.batch_size // world, rank, world,
+                                                args.echo),
                         num_workers=args.workers, prefetch_factor=4 if args.workers else None,
-                        pin_memory=device.type == "cuda", worker_init_fn=ignore_stop,
-                        generator=torch.Generator())  # its own, or each restart would draw from the run's RNG
+                        pin_memory=device.type == "cuda", worker_init_fn=ignore_stop)
+    # a sample costs about three looks at as many pixels: forward and backward
+    looks = 3 * min(args.eval_every, args.steps) * args.batch_size * (args.size / SIZE) ** 2
+    n_eval = int(min(max(EVAL_SHARE * looks, 8), N_EVAL))
 
     # -- run folder
     if rank == 0:
@@ -283,12 +329,11 @@ def run(args: argparse.Namespace) -> int:
         os.fsync(log.fileno())                         # the disk never has a checkpoint without its log lines
         save_checkpoint(pack(net, ema=ema.module.state_dict(), optimizer=optimizer.state_dict(),
                              scheduler=scheduler.state_dict(), scaler=scaler.state_dict(), step=step,
-                             pending=pending, best_iou=best_iou, args=plain,
-                             rng=torch.get_rng_state()), out / name)
+                             pending=pending, best_iou=best_iou, args=plain), out / name)
 
     def assess(step: int) -> None:
         nonlocal best_iou
-        rows = evaluate(ema.module, held_out, N_EVAL)
+        rows = evaluate(ema.module, held_out, n_eval)
         scores = summarise(rows)
         show(board, ema.module, held_out, step)
         record(step, **{f"held_out/{k}": v for k, v in scores.items()},
@@ -305,15 +350,17 @@ def run(args: argparse.Namespace) -> int:
     # -- the loop
     if rank == 0 and pending:
         assess(start)
-    bar = tqdm(loader, initial=start, total=args.steps, unit="step", disable=None if rank == 0 else True)
+    bar = tqdm(last_batches(loader, args.echo, device), initial=start, total=args.steps, unit="step",
+               disable=None if rank == 0 else True)
     clock = saved = time.perf_counter()
     step = timed = start
-    for step, (image, mask) in enumerate(bar, start + 1):
-        image = image.to(device, non_blocking=True)                       # (B, 3, H, W) uint8
-        mask = mask.to(device, non_blocking=True).float()                 # (B, 1, H, W)
+    for step, batches in enumerate(bar, start + 1):
+        rng = np.random.default_rng([args.seed, step, rank])
+        torch.manual_seed(int(rng.integers(2**63)))    # dropout, too, is a function of the step
+        image, mask = echo(batches, rng)                                  # (B, 3, H, W), (B, 1, H, W) uint8
         optimizer.zero_grad(set_to_none=True)
         losses, n = torch.zeros(2, device=device), args.accumulate        # bce, soft IoU
-        for i, (x, y) in enumerate(zip(image.chunk(n), mask.chunk(n)), 1):
+        for i, (x, y) in enumerate(zip(image.chunk(n), mask.float().chunk(n)), 1):
             model.require_backward_grad_sync = i == n  # ranks exchange gradients once, after the last part
             with torch.autocast(device.type, amp, enabled=amp is not None):
                 logits = model(x)
@@ -342,7 +389,8 @@ def run(args: argparse.Namespace) -> int:
             rate = (step - timed) * args.batch_size / (time.perf_counter() - clock)
             clock, timed = time.perf_counter(), step
             record(step, loss=bce + soft_iou, bce=bce, soft_iou=soft_iou,
-                   lr=scheduler.get_last_lr()[-1], grad_norm=norm, samples_per_s=rate)
+                   lr=scheduler.get_last_lr()[-1], grad_norm=norm, samples_per_s=rate,
+                   made_per_s=rate / args.echo)
             bar.set_postfix(loss=f"{bce + soft_iou:.3f}", iou=f"{best_iou:.3f}", refresh=False)
         if rank == 0 and (evaluates or last or time.perf_counter() - saved > SAVE_EVERY):
             save("last.pt", step, pending=evaluates)   # before the evaluation: what ends that costs no step
@@ -371,31 +419,6 @@ def first_network(args: argparse.Namespace) -> nn.Module:
         print(f"train.py: {e}. Going on from random weights, which takes far more steps.", file=sys.stderr)
         args.encoder_weights = "none"
         return build(args.arch, args.encoder)
-
-
-def freeze_statistics(net: nn.Module) -> None:
-    """BatchNorm keeps the statistics of a trained network, in place, but in the encoder at the coarsest stride
-    and in the decoder's residual blocks at the one before.
-
-    Kept ones are faster (see speed_up_training) and the same in training and in use. There, where gradients
-    are tiny and Muon and Adam make full steps of them, they let activations drift out of the range of ReLU6
-    and ReLU, where no gradient brings them back: eight releases had lost that stage of the encoder, five
-    those blocks (model card).
-    """
-    side, sizes = 256, {}
-    norms = {name: m for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    hooks = [m.register_forward_hook(lambda m, x, y: sizes.update({m: y.shape[-1]})) for m in norms.values()]
-    net.eval()
-    with torch.inference_mode():
-        net(torch.zeros(1, 3, side, side, device=net.mean.device))
-    for hook in hooks:
-        hook.remove()
-    net.train()
-    coarsest = side // getattr(net.model.encoder, "output_stride", 32)
-    for name, m in norms.items():
-        if not (name.startswith("model.encoder.") and sizes.get(m) == coarsest
-                or ".attention2." in name and sizes.get(m) == 2 * coarsest):      # a Residual's
-            m.eval()
 
 
 def trim_log(path: Path, step: int, pending: bool) -> None:

@@ -26,8 +26,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import eval as evaluation  # noqa: E402
-from model import (OPTIONS, WEIGHTS, build, fit, keep_freed_memory, load_model, pick_amp,  # noqa: E402
-                   pick_device, predict_prob, resize_prob, speed_up_training, to_mask)
+from model import (WEIGHTS, build, fit, fuse_batchnorm, keep_freed_memory, load_model, pick_amp,  # noqa: E402
+                   pick_device, predict_prob, resize_prob, to_mask)
 import predict  # noqa: E402
 import train  # noqa: E402
 from synth import RECIPES, Synth, generate_background, read_photo  # noqa: E402
@@ -98,10 +98,12 @@ def bench_synth(images: str, logos: str) -> None:
 
 def bench_network(device: torch.device) -> None:
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    net = load_model(WEIGHTS, device)
+    new = fuse_batchnorm(build().eval().requires_grad_(False)).to(device, memory_format=torch.channels_last)
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    row("released network, a picture and its mirror image, 512 x 512",
-        f"{1e3 * seconds(lambda: (predict_prob(net, image), sync()), 20):.0f} ms")
+    ways = [lambda net=net: (predict_prob(net, image), sync()) for net in (new, load_model(WEIGHTS, device))]
+    times = zip(*[[seconds(look, 1) for look in ways] for _ in range(20)])           # in turns, since machines drift
+    for name, t in zip(("new network, one look", "released network, its two looks"), times):
+        row(f"{name} at 512 x 512", f"{1e3 * median(t):.0f} ms")
 
 
 def bench_training(images: str, logos: str, device: torch.device) -> None:
@@ -113,37 +115,26 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
         pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
         mask = (torch.rand(batch, 1, size, size, device=device) > 0.9).float()
 
-        def stepper(frozen: bool, fast: bool, options: dict | None = None):
-            net = build(options=options).to(device, memory_format=torch.channels_last).train()
-            if frozen:
-                train.freeze_statistics(net)
-            if fast:
-                speed_up_training(net)
-            optimizer = train.make_optimizer(net, 1e-3, frozen)
+        net = build().to(device, memory_format=torch.channels_last).train()
+        optimizer, spent = train.make_optimizer(net, 1e-3, True), []
 
-            def step():
-                with torch.autocast(device.type, amp, enabled=amp is not None):
-                    logits = net(pixels)
-                sum(train.loss_parts(logits.float(), mask)).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                sync()
-            return step
+        def step():
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                logits = net(pixels)
+            sum(train.loss_parts(logits.float(), mask)).backward()
+            sync()
+            begin = time.perf_counter()
+            optimizer.step()
+            sync()
+            spent.append(time.perf_counter() - begin)
+            optimizer.zero_grad()
         if device.type == "cpu" and size == 192:       # once: it cannot be taken back
-            rate = batch / seconds(stepper(False, True))
-            row(f"training step, batch {batch} at {size} px, before keep_freed_memory", f"{rate:.1f} samples/s")
+            row(f"training step, batch {batch} at {size} px, before keep_freed_memory",
+                f"{batch / seconds(step):.1f} samples/s")
             keep_freed_memory()
-        whole_unet = OPTIONS["unet"] | {"subpixel": False}
-        ways = [stepper(*flags) for flags in ((False, True), (False, False), (True, True), (True, False),
-                                              (True, True, whole_unet))]
-        # in turns, since machines drift
-        times = zip(*[[seconds(step, 1) for step in ways] for _ in range(ROUNDS)])
-        bare, plain, frozen, frozen_plain, full = (batch / median(t) for t in times)
+        bare = batch / seconds(step)
         row(f"training step, batch {batch} at {size} px", f"{bare:.1f} samples/s")
-        row("  without speed_up_training", f"{plain:.1f} samples/s")
-        row("  with frozen statistics, as with --init", f"{frozen:.1f} samples/s")
-        row("  likewise, without speed_up_training", f"{frozen_plain:.1f} samples/s")
-        row("  likewise, without end_early", f"{full:.1f} samples/s")
+        row("  of it the optimiser", f"{100 * median(spent[-ROUNDS:]) * bare / batch:.1f} %")
         with tempfile.TemporaryDirectory() as out:
             flags = ["--images", images, "--logos", logos, "--device", str(device), "--size", str(size),
                      "--encoder-weights", "none", "--batch-size", str(batch), "--out", out]
@@ -151,7 +142,7 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
             train.main([*flags, "--steps", str(train.LOG_EVERY * (ROUNDS + 2))])
             lines = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
         whole = median([line["samples_per_s"] for line in lines if "samples_per_s" in line][2:])
-        row("the whole of train.py, likewise", f"{whole:.1f} samples/s")
+        row("  the whole of train.py", f"{whole:.1f} samples/s")
         row("  share of the bare step", f"{100 * whole / bare:.0f} %")
     name = f"peak memory of train.py, batch {batch} at {size} px"
     if device.type == "cuda":

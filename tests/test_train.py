@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.metadata import (parse_experiment_plugin_data,
 
 import train
 from conftest import ROOT
-from model import WEIGHTS, Residual, build, load_checkpoint, load_model, pack, save_checkpoint
+from model import build, load_checkpoint, load_model, pack, save_checkpoint
 from synth import Synth
 from train import loss_parts, lr_at, positions
 
@@ -62,11 +62,11 @@ def plain(value):
 
 
 def assert_same_run(a, b):
-    """Bit for bit: weights, EMA, optimizer, scheduler, scaler, RNG, best IoU, log lines, events."""
+    """Bit for bit: weights, EMA, optimizer, scheduler, scaler, best IoU, log lines, events."""
     for name in ("last.pt", "best.pt"):
         one, other = plain(load_checkpoint(a / name)), plain(load_checkpoint(b / name))
         assert all(one[key] == other[key] for key in one), [key for key in one if one[key] != other[key]]
-    logs = [[{k: v for k, v in line.items() if k != "samples_per_s"} for line in read_log(out)]
+    logs = [[{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in read_log(out)]
             for out in (a, b)]
     assert logs[0] == logs[1]
     events = [[(e.step, e.value) for e in read_events(out).Scalars("loss")] for out in (a, b)]
@@ -111,6 +111,46 @@ def test_positions_cover_each_sample_once_over_ranks_and_restarts():
     assert [i for a, b in zip(*ranks) for i in (*a, *b)] == whole[16:] and len(ranks[0]) == 4
 
 
+def test_each_sample_serves_in_as_many_steps_as_echo_says():
+    for steps, batch, n in ((10, 6, 3), (7, 4, 2), (3, 9, 3), (5, 4, 1)):
+        device, served = torch.device("cpu"), []
+        for rank in range(2):
+            loader = [[torch.tensor(r), torch.tensor(r)] for r in positions(0, steps, batch, rank, 2, n)]
+            rank_steps = [torch.cat([image for image, _ in batches]).tolist()
+                          for batches in train.last_batches(loader, n, device)]
+            assert [len(set(step)) for step in rank_steps] == [batch] * steps     # never twice in one batch
+            served += sum(rank_steps, [])
+            later = [[torch.tensor(r)] for r in positions(2, steps, batch, rank, 2, n)]      # a resumed run
+            assert [torch.cat([b[0] for b in batches]).tolist()
+                    for batches in train.last_batches(later, n, device)] == rank_steps[2:]
+        assert sorted(served) == sorted(list(range(2 * steps * batch // n)) * n)
+
+
+def test_an_echo_is_mirrored_and_toned():
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.integers(60, 180, (2, 3, 8, 8), dtype=np.uint8))
+    mask = torch.from_numpy(rng.integers(0, 2, (2, 1, 8, 8), dtype=np.uint8))
+    images, masks = (x.split(2) for x in train.echo([[image, mask]] * 4, rng))
+    assert images[0].dtype == masks[0].dtype == torch.uint8 and torch.equal(images[0], image)
+    for age, (a, b) in enumerate(zip(images, masks)):
+        assert torch.equal(b, mask.flip(3) if age % 2 else mask)
+        a = a.flip(3) if age % 2 else a
+        for sample, toned in zip(image, a):                           # a line per channel maps the one to the other
+            for x, y in zip(sample.flatten(1).double(), toned.flatten(1).double()):
+                slope, offset = np.polyfit(x.numpy(), y.numpy(), 1)
+                assert (slope * x + offset - y).abs().max() < 1 and 0.84 < slope < 1.16 and abs(offset) < 17
+    assert len({x.numpy().tobytes() for a in images for x in (a, a.flip(3))}) == 8           # all differ
+    again = train.echo([[image, mask]] * 4, np.random.default_rng(1))
+    assert not torch.equal(again[0], torch.cat(images)) and torch.equal(again[1], torch.cat(masks))
+
+
+def test_synchronised_batchnorm_keeps_the_activations():
+    net, image = build().eval(), torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(net(image), train.convert_sync_batchnorm(net)(image))
+    assert not any(type(m) is torch.nn.BatchNorm2d for m in net.modules())
+
+
 def test_two_images_overfit(photos, logos):
     torch.manual_seed(0)
     source, pairs = Synth(photos, logos, size=64), []
@@ -145,7 +185,7 @@ def test_a_run_writes_what_it_promises(tmp_path, photos, logos, capsys):
     log = read_log(out)
     assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4]
     events = read_events(out)
-    assert {"loss", "bce", "soft_iou", "lr", "grad_norm", "samples_per_s", "held_out/iou", "held_out/f1",
+    assert {"loss", "bce", "soft_iou", "lr", "grad_norm", "samples_per_s", "made_per_s", "held_out/iou", "held_out/f1",
             "held_out/false_alarm_rate"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in log if "loss" in r])
     assert len(events.Images("image, truth, probability")) == 2
@@ -161,7 +201,8 @@ def test_a_run_writes_what_it_promises(tmp_path, photos, logos, capsys):
 
 def test_100_steps_are_37_and_63_bit_for_bit(tmp_path, photos, logos, monkeypatch, capsys):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    more = ("--steps", "100", "--eval-every", "35", "--batch-size", "2")
+    more = ("--steps", "100", "--eval-every", "35", "--batch-size", "3", "--echo", "3",
+            "--arch", "pspnet")                                       # which has dropout
     assert train.main(flags(whole, photos, logos, *more)) == 0
     real, calls, handlers = train.loss_parts, [], [signal.getsignal(n) for n in train.STOP_SIGNALS]
 
@@ -178,7 +219,7 @@ def test_100_steps_are_37_and_63_bit_for_bit(tmp_path, photos, logos, monkeypatc
         f.write('{"step": 38, "loss": 9}\n{"step": 39, "lo')          # after the checkpoint, and half a line
     capsys.readouterr()
     assert train.main(["--resume", str(halves), "--arch", "fpn"]) == 2
-    assert "leave out --arch fpn, which was linknet" in capsys.readouterr().err
+    assert "leave out --arch fpn, which was pspnet" in capsys.readouterr().err
     assert train.main(["--resume", str(halves), "--steps", "100"]) == 0
     assert_same_run(whole, halves)
 
@@ -333,40 +374,18 @@ def test_cuda_ranks_share_their_statistics(tmp_path, photos, logos):
 
 # ---------------------------------------------------------------- other starts
 
-def test_init_takes_the_architecture_keeps_the_statistics_and_a_gentler_rate(tmp_path, photos, logos):
+def test_init_takes_the_architecture_and_a_gentler_rate_and_learns_on(tmp_path, photos, logos):
     net = build("fpn", "resnet18")
     save_checkpoint(pack(net), tmp_path / "start.pt")
     out = tmp_path / "run"
     assert train.main(flags(out, photos, logos, "--init", str(tmp_path / "start.pt"), "--amp", "off",
-                            "--seed", "3")) == 0
+                            "--batch-size", "8", "--seed", "3")) == 0
     last = load_checkpoint(out / "last.pt")
     assert (last["arch"], last["encoder"], last["args"]["seed"]) == ("fpn", "resnet18", 3)
-    assert max(r["lr"] for r in read_log(out) if "lr" in r) <= 5e-4
-    changed = {k for k, v in net.state_dict().items() if not torch.equal(v, last["model"][k])}
-    coarsest = {k for k, _ in net.named_buffers() if k.startswith("model.encoder.layer4.")}
-    assert coarsest and changed == {k for k, _ in net.named_parameters()} | coarsest
-
-
-def test_init_lets_the_residual_blocks_at_a_sixteenth_learn_their_statistics():
-    net = build()
-    train.freeze_statistics(net)
-    learns = {k.split(".attention2")[0] for k, m in net.model.named_modules()
-              if isinstance(m, torch.nn.BatchNorm2d) and m.training and ".attention2." in k}
-    assert learns == {"decoder.blocks.0"}
-    assert not any(m.training for k, m in net.model.named_modules()
-                   if isinstance(m, torch.nn.BatchNorm2d) and "conv" in k and k.startswith("decoder."))
-
-
-def test_the_released_network_has_no_dead_residual_branch(photos, logos):
-    """Five releases had one, which no score tells."""
-    net = load_model(WEIGHTS)
-    active = []
-    for residual in (m for m in net.modules() if isinstance(m, Residual)):
-        residual[0].register_forward_hook(lambda m, x, y: active.append((y > 0).amax((0, 2, 3))))
-    with torch.inference_mode():
-        net(torch.from_numpy(np.stack([Synth(photos, logos, size=128)[i][0] for i in range(8)])))
-    assert len(active) == sum(net.options["residuals"])
-    assert all(channels.float().mean() > 0.9 for channels in active)
+    assert max(r["lr"] for r in read_log(out) if "lr" in r) == pytest.approx(train.LR / 2 * train.INIT_LR, 0.2)
+    assert all(n == 4 for k, n in last["model"].items() if k.endswith("num_batches_tracked"))
+    same = {k for k, v in net.state_dict().items() if torch.equal(v, last["model"][k])}
+    assert same == {"mean", "std"}
 
 
 def test_a_new_network_learns_all_its_statistics(tmp_path, photos, logos):
