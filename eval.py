@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import torch.distributed as dist
 from PIL import Image, ImageDraw, ImageFont
-from torch import Generator, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
@@ -309,8 +309,7 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
     share = range(rank, len(pictures), world)
     workers = min(max((os.cpu_count() or 1) // world - 1, 0), len(share) // 8)
     loader = DataLoader(Subset(pictures, share), batch_size=None, num_workers=workers, collate_fn=tuple,
-                        worker_init_fn=ignore_stop,
-                        generator=Generator())    # its own, or it would draw from the RNG of a training
+                        worker_init_fn=ignore_stop)
     was, rows = net.training, []
     net.eval()
     bar = tqdm(loader, desc=pictures.name, unit="picture", leave=False, disable=None)

@@ -42,7 +42,7 @@ from synth import FONT_TYPES, OWN, Synth, find_files
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
 MIN_LR = 0.01              # the cosine ends at this share of the peak
-LR = 1e-3                  # peak at batch 32; it grows with the square root of the batch (Malladi et al. 2022)
+LR = 2e-3                  # peak at batch 32; it grows with the square root of the batch (Malladi et al. 2022)
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
 INIT_LR = 0.25             # a network from --init moves slower than a new one, by this factor
 WEIGHT_DECAY = 0.01
