@@ -190,8 +190,8 @@ def pick_amp(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
 def has_cpu_bf16() -> bool:
     """bf16 that pays: AMX, or AVX512-BF16 of a maker whose cores do more of it than of float32 in a cycle.
 
-    Intel's do not (on a Xeon with its AMX hidden bf16 lost to float32). Without either, or where oneDNN is told
-    to leave them alone, it emulates bf16, at several times the time of float32.
+    Intel's do not: on a Xeon with its AMX hidden, bf16 lost to float32. Without either, or where oneDNN is
+    told to leave them alone, oneDNN emulates bf16 and takes ten times as long as in float32.
     """
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper() not in ("DEFAULT", "AVX512_CORE_AMX"):
         return False
@@ -467,30 +467,32 @@ def main() -> int:
 
 
 # ---------------------------------------------------------------- only for today's weights/watermark.pt
-# Its network is not smp's own, looks twice or three times, and has a rule of its own for the mask. All of that
-# stands here, and goes with that file.
+# Its network is not smp's own. It looks twice or three times, and has a rule of its own for the mask. All of
+# that stands here and goes with that file.
 
 DISPUTED = 0.3                        # two looks whose highest probs differ by more ask for a third one,
 THIRD_LOOK = 0.6                      # at this share of their size
 
 
 class OldSegmenter(Segmenter):
-    """smp's U-Net that ends at half resolution, with residual blocks at the end of its decoder's blocks.
+    """smp's U-Net, but it ends at half resolution, and residual blocks end the blocks of its decoder.
 
-    The last block has no skip to read; a sub-pixel convolution (Shi et al. 2016) gives the four logits of each
-    position in its place. The first convolution of the decoder only reduces channels, which needs no 3 x 3.
+    In place of the last block, a sub-pixel convolution (Shi et al. 2016) gives the four logits of each
+    position. The decoder's first convolution is 1 x 1.
     options: smp's, `subpixel`, and `residuals`, how many end each block, coarsest first.
     """
 
     def __init__(self, arch: str, encoder: str, options: dict):
-        super().__init__(arch, encoder, {k: v for k, v in options.items() if k not in ("subpixel", "residuals")})
+        stock = {k: v for k, v in options.items() if k not in ("subpixel", "residuals")}
+        super().__init__(arch, encoder, stock)
         self.options, blocks = options, self.model.decoder.blocks
         if options["subpixel"]:
             first, channels = blocks[0].conv1, blocks[-2].conv2[0].out_channels
             first[0] = nn.Conv2d(first[0].in_channels, first[0].out_channels, 1, bias=False)
             del blocks[-1]
-            self.model.segmentation_head = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1),  # (B, 4, H/2, W/2)
-                                                         nn.PixelShuffle(2))                    # (B, 1, H, W)
+            self.model.segmentation_head = nn.Sequential(
+                nn.Conv2d(channels, 4, 3, padding=1),                     # (B, 4, H/2, W/2)
+                nn.PixelShuffle(2))                                       # (B, 1, H, W)
         for block, n in zip(blocks, options.get("residuals", ())):
             block.attention2 = nn.Sequential(*(Residual(block.conv2[0].out_channels) for _ in range(n)))
 
@@ -507,8 +509,10 @@ class Residual(nn.Sequential):
 
 
 def old_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
-    """See predict_probs. The mean of the picture and its mirror image; where only one of the two has a mark, a
-    smaller look decides: the median of the three."""
+    """As predict_probs: the mean of the picture and its mirror image.
+
+    Where only one of the two has a mark, a smaller look decides: the median of the three.
+    """
     stack = np.stack(images)
     plain, mirrored = np.split(look(net, np.concatenate([stack, stack[:, :, ::-1]])), 2)
     mirrored = mirrored[:, :, ::-1]
@@ -526,8 +530,8 @@ def old_marks(marked: np.ndarray, prob: np.ndarray, threshold: float, certain: f
     """marked (H, W) uint8 {0, 1} -> the same without what the network is nowhere sure of.
 
     A picture without a pixel of three times the threshold, or of `certain` if that is less, has no mark. In
-    others, those stay that have one of 1.75 times the threshold, or of `certain` (hysteresis, Canny 1986). What
-    lies within four times the default dilation is one mark, as are the letters of a word.
+    other pictures, a mark stays if it has a pixel of 1.75 times the threshold, or of `certain` (hysteresis,
+    Canny 1986). What lies within four times the default dilation is one mark, as are the letters of a word.
     """
     of_mark, of_picture = (max(min(n * threshold, certain), threshold) for n in (1.75, 3))
     if prob.max(initial=0) < of_picture:

@@ -42,7 +42,7 @@ from synth import FONT_TYPES, OWN, Synth, find_files
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
 MIN_LR = 0.01              # the cosine ends at this share of the peak
-LR = 2e-3                  # peak at batch 32; it grows with the square root of the batch (Malladi et al. 2022)
+LR = 2e-3                  # peak at batch 32; grows with the square root of the batch (Malladi et al. 2022)
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
 INIT_LR = 0.25             # a network from --init moves slower than a new one, by this factor
 WEIGHT_DECAY = 0.01
@@ -53,8 +53,8 @@ EMA_DECAY = 0.999          # averages over about the last thousand steps
 GENERAL = 0.3              # with --init and few own logos: share of samples that keep ours, against forgetting
 LOG_EVERY = 20             # steps
 SAVE_EVERY = 180           # seconds; an evaluation can be an hour away, on a GPU half a million samples
-N_EVAL = 200               # held-out photos that choose best.pt; always the same ones; in short runs fewer,
-EVAL_SHARE = 0.1           # so that an evaluation costs at most this share of the steps before it
+N_EVAL = 200               # held-out photos that choose best.pt, always the same ones
+EVAL_SHARE = 0.1           # of the time: in a short run, fewer photos (but eight) keep the evaluation to this
 N_PICTURES = 8             # held-out samples shown in TensorBoard
 METRICS = ("held_out/iou", "held_out/f1", "held_out/false_alarm_rate")     # beside the flags in TensorBoard
 LOGOS = Path(__file__).parent / "logos"
@@ -128,20 +128,20 @@ def last_batches(loader: Iterable, n: int, device: torch.device) -> Iterator[lis
 
 
 def echo(batches: list, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loader batches, newest first -> one batch, where old samples look different each time they serve.
+    """Loader batches, newest first -> image (B, 3, H, W) uint8, mask (B, 1, H, W) uint8 {0, 1}.
 
-    Data echoing (Choi et al. 2019). The newest samples stay as they were made. Older ones have another contrast
-    and brightness, and every second time they are mirrored.
-    -> image (B, 3, H, W) uint8, mask (B, 1, H, W) uint8 {0, 1}.
+    Data echoing (Choi et al. 2019): a sample serves in several steps and looks different in each. The newest
+    stay as they were made. Older ones get another contrast and brightness; every second time, a mirror image.
     """
     images, masks = [], []
     for age, (image, mask) in enumerate(batches):
         if age % 2:
             image, mask = image.flip(3), mask.flip(3)
         if age:
-            contrast, brightness = (torch.from_numpy(rng.uniform(-x, x, (len(image), 3, 1, 1)).astype(np.float32))
-                                    .to(image.device) for x in TONE)                  # (B / n, 3, 1, 1)
-            image = (image * (1 + contrast) + 255 * brightness).round().clamp(0, 255).to(torch.uint8)
+            changes = rng.uniform(-1, 1, (2, len(image), 3, 1, 1)).astype(np.float32)
+            contrast, brightness = torch.from_numpy(changes).to(image.device)         # (B / n, 3, 1, 1)
+            image = image * (1 + TONE[0] * contrast) + 255 * TONE[1] * brightness
+            image = image.round().clamp(0, 255).to(torch.uint8)
         images.append(image)
         masks.append(mask)
     return torch.cat(images), torch.cat(masks)
@@ -243,6 +243,9 @@ def run(args: argparse.Namespace) -> int:
     # -- network: from a run, from a checkpoint, or new
     out, start = Path(args.out), 0
     checkpoint = load_checkpoint(out / "last.pt") if args.resume else None
+    if checkpoint and checkpoint.get("rng") is not None:
+        raise ValueError(f"{out} was begun with another optimiser, by an older train.py: "
+                         f"--init {out}/last.pt goes on from its weights")
     if checkpoint is None and (out / "last.pt").exists():
         raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
                          "--out names another folder")

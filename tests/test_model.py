@@ -13,8 +13,8 @@ from PIL import Image
 import model
 from conftest import ROOT
 from model import (build, default_dilation, dilate, fit, from_checkpoint, fuse_batchnorm, load_checkpoint,
-                   load_image, load_model, old_probs, pack, pick_amp, pick_device, predict_prob, predict_probs,
-                   resize_prob, save_checkpoint, to_mask)
+                   load_image, load_model, old_probs, pack, pick_amp, pick_device, predict_prob,
+                   predict_probs, resize_prob, save_checkpoint, to_mask)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,10 @@ def test_a_fresh_network_expects_the_base_rate(net):
     assert abs(loss - entropy) < 0.1
 
 
-@pytest.mark.parametrize("arch, encoder", [("unet", model.ENCODER), ("unet", "mobilenet_v2"), ("fpn", "resnet18"),
-                                           ("deeplabv3plus", "efficientnet-b0"), ("segformer", "mit_b0"),
-                                           ("unet", "tu-mobilenetv3_small_050"), ("upernet", "tu-regnety_002")])
+@pytest.mark.parametrize("arch, encoder", [
+    ("unet", model.ENCODER), ("unet", "mobilenet_v2"), ("unet", "tu-mobilenetv3_small_050"),
+    ("fpn", "resnet18"), ("deeplabv3plus", "efficientnet-b0"), ("segformer", "mit_b0"),
+    ("upernet", "tu-regnety_002")])
 def test_fused_batchnorm_changes_nothing(arch, encoder):
     torch.manual_seed(0)
     image, net = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), build(arch, encoder)
@@ -226,7 +227,7 @@ def test_fit_and_resize_back():
 
 
 def test_predict_is_batch_independent(saved, monkeypatch):
-    monkeypatch.setattr(model, "pick_amp", lambda *a: (None, ""))    # untrained networks magnify bf16's errors
+    monkeypatch.setattr(model, "pick_amp", lambda *a: (None, ""))    # an untrained network magnifies bf16's
     net = load_model(saved)
     images = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)]
     together = predict_probs(net, images)
@@ -364,7 +365,7 @@ def test_the_released_file_is_read_as_it_was():
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     prob, mirrored = (predict_prob(net, np.ascontiguousarray(x)) for x in (image, image[:, ::-1]))
     assert np.abs(prob[:, ::-1] - mirrored).max() < 0.02           # it looks at both; bf16
-    again = from_checkpoint(pack(from_checkpoint(load_checkpoint(model.WEIGHTS))))     # as a run with --init does
+    again = from_checkpoint(pack(from_checkpoint(load_checkpoint(model.WEIGHTS))))     # as with --init
     assert type(again) is type(net) and again.certain == net.certain == 0.99
 
 

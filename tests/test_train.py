@@ -135,7 +135,7 @@ def test_an_echo_is_mirrored_and_toned():
     for age, (a, b) in enumerate(zip(images, masks)):
         assert torch.equal(b, mask.flip(3) if age % 2 else mask)
         a = a.flip(3) if age % 2 else a
-        for sample, toned in zip(image, a):                           # a line per channel maps the one to the other
+        for sample, toned in zip(image, a):                           # by a line for each channel
             for x, y in zip(sample.flatten(1).double(), toned.flatten(1).double()):
                 slope, offset = np.polyfit(x.numpy(), y.numpy(), 1)
                 assert (slope * x + offset - y).abs().max() < 1 and 0.84 < slope < 1.16 and abs(offset) < 17
@@ -185,8 +185,8 @@ def test_a_run_writes_what_it_promises(tmp_path, photos, logos, capsys):
     log = read_log(out)
     assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4]
     events = read_events(out)
-    assert {"loss", "bce", "soft_iou", "lr", "grad_norm", "samples_per_s", "made_per_s", "held_out/iou", "held_out/f1",
-            "held_out/false_alarm_rate"} <= set(events.Tags()["scalars"])
+    assert {"loss", "bce", "soft_iou", "lr", "grad_norm", "samples_per_s", "made_per_s",
+            "held_out/iou", "held_out/f1", "held_out/false_alarm_rate"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in log if "loss" in r])
     assert len(events.Images("image, truth, probability")) == 2
     start = parse_session_start_info_plugin_data(
@@ -220,6 +220,11 @@ def test_100_steps_are_37_and_63_bit_for_bit(tmp_path, photos, logos, monkeypatc
     capsys.readouterr()
     assert train.main(["--resume", str(halves), "--arch", "fpn"]) == 2
     assert "leave out --arch fpn, which was pspnet" in capsys.readouterr().err
+    older = tmp_path / "older"
+    older.mkdir()
+    save_checkpoint(load_checkpoint(halves / "last.pt") | {"rng": 1}, older / "last.pt")
+    assert train.main(["--resume", str(older)]) == 2
+    assert f"--init {older}/last.pt goes on from its weights" in capsys.readouterr().err
     assert train.main(["--resume", str(halves), "--steps", "100"]) == 0
     assert_same_run(whole, halves)
 
@@ -382,7 +387,8 @@ def test_init_takes_the_architecture_and_a_gentler_rate_and_learns_on(tmp_path, 
                             "--batch-size", "8", "--seed", "3")) == 0
     last = load_checkpoint(out / "last.pt")
     assert (last["arch"], last["encoder"], last["args"]["seed"]) == ("fpn", "resnet18", 3)
-    assert max(r["lr"] for r in read_log(out) if "lr" in r) == pytest.approx(train.LR / 2 * train.INIT_LR, 0.2)
+    rates = [r["lr"] for r in read_log(out) if "lr" in r]             # the first is already on its way down
+    assert max(rates) == pytest.approx(train.LR / 2 * train.INIT_LR, 0.2)
     assert all(n == 4 for k, n in last["model"].items() if k.endswith("num_batches_tracked"))
     same = {k for k, v in net.state_dict().items() if torch.equal(v, last["model"][k])}
     assert same == {"mean", "std"}
@@ -492,6 +498,7 @@ def test_an_infinite_loss_stops_with_a_sentence_and_keeps_the_checkpoint(
 
 
 @pytest.mark.parametrize("more", [["--steps", "0"], ["--accumulate", "3"], ["--encoder", "mobilenetv2"],
+                                  ["--echo", "0"], ["--echo", "3"], ["--steps", "1", "--echo", "2"],
                                   ["--lr", "-1"], ["--images", "nowhere"], ["--device", "tpu9"],
                                   ["--init", "none.pt"], ["--arch", "unett"], ["--resume", "nowhere"]])
 def test_a_users_mistake_is_one_sentence_and_exit_2(more, tmp_path, photos, logos, capsys):
