@@ -20,6 +20,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm
+from timm.optim import Muon, muon
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
@@ -42,15 +44,15 @@ from synth import FONT_TYPES, OWN, Synth, find_files
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
 MIN_LR = 0.01              # the cosine ends at this share of the peak
-LR = 2e-3                  # peak at batch 32; grows with the square root of the batch (Malladi et al. 2022)
+LR, INIT_LR = 2e-3, 5e-4   # peak, of a new network and with --init
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
-INIT_LR = 0.25             # a network from --init moves slower than a new one, by this factor
 WEIGHT_DECAY = 0.01
+BETAS = 0.9, 0.999         # of NAdamW, which takes the biases, the norms and the depthwise convolutions
 TONE = 0.15, 0.06          # an echo's contrast and brightness differ from the sample's by up to these shares
 IOU_WEIGHT = 0.25          # of the soft IoU in the loss, beside the cross-entropy's 1
 CLIP = 1.0                 # largest gradient norm
 EMA_DECAY = 0.999          # averages over about the last thousand steps
-GENERAL = 0.3              # with --init and few own logos: share of samples that keep ours, against forgetting
+GENERAL = 0.3              # with --init and few own logos: share of samples with ours, against forgetting
 LOG_EVERY = 20             # steps
 SAVE_EVERY = 180           # seconds; an evaluation can be an hour away, on a GPU half a million samples
 N_EVAL = 200               # held-out photos that choose best.pt, always the same ones
@@ -58,6 +60,7 @@ EVAL_SHARE = 0.1           # of the time: in a short run, fewer photos (but eigh
 N_PICTURES = 8             # held-out samples shown in TensorBoard
 METRICS = ("held_out/iou", "held_out/f1", "held_out/false_alarm_rate")     # beside the flags in TensorBoard
 LOGOS = Path(__file__).parent / "logos"
+NEWTON_SCHULZ = muon.zeropower_via_newtonschulz              # timm's; see make_optimizer
 
 
 def lr_at(step: int, steps: int) -> float:
@@ -86,13 +89,21 @@ def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, 
     return bce, IOU_WEIGHT * torch.where(is_clean, -iou.log(), 1 - iou).mean()
 
 
-def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019). docs/LOG.md compares it with Muon."""
+def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> Muon:
+    """Muon (Jordan et al. 2024) for the convolutions, its updates as large as AdamW's would be (Liu et al.
+    2025), and NAdamW for the rest. docs/LOG.md compares it with AdamW.
+
+    timm always multiplies matrices in bf16. A processor without bf16 in hardware emulates that and takes 35
+    times as long as in float32, so there they are float32 here.
+    """
+    has_bf16 = pick_amp("auto", next(net.parameters()).device)[0] is torch.bfloat16
+    muon.zeropower_via_newtonschulz = partial(NEWTON_SCHULZ,
+                                              dtype=torch.bfloat16 if has_bf16 else torch.float32)
     encoder, decoder = [], []
     for name, p in net.named_parameters():
         (encoder if name.startswith("model.encoder.") else decoder).append(p)
-    return torch.optim.AdamW([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
-                              {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY)
+    return Muon([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
+                 {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY, nesterov=True, betas=BETAS)
 
 
 class Mixed(Dataset):
@@ -188,8 +199,7 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="if memory runs out: take "
                         "each batch in N parts, for the same step (default: %(default)s)")
     parser.add_argument("--lr", type=float,
-                        help=f"peak learning rate (default: {LR} at batch 32, more "
-                        f"with the root of the batch; with --init {INIT_LR} of that)")
+                        help=f"peak learning rate (default: {LR:g}, with --init {INIT_LR:g})")
     parser.add_argument("--seed", type=int, default=0,
                         help="of samples and initial weights (default: %(default)s)")
     # machine
@@ -277,8 +287,7 @@ def run(args: argparse.Namespace) -> int:
 
     # -- optimisation
     pretrained = bool(args.init) or args.encoder_weights != "none"
-    lr = args.lr or LR * math.sqrt(args.batch_size / 32) * (INIT_LR if args.init else 1)
-    optimizer = make_optimizer(net, lr, pretrained)
+    optimizer = make_optimizer(net, args.lr or (INIT_LR if args.init else LR), pretrained)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_at(step, args.steps))
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
     # torch takes a first step that the scaler skips for a wrong order; the schedule follows the data instead

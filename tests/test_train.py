@@ -151,6 +151,20 @@ def test_synchronised_batchnorm_keeps_the_activations():
     assert not any(type(m) is torch.nn.BatchNorm2d for m in net.modules())
 
 
+@pytest.mark.parametrize("amp, products", [(None, torch.float32), (torch.bfloat16, torch.bfloat16),
+                                           (torch.float16, torch.float32)])
+def test_muon_multiplies_in_bf16_only_where_the_hardware_does(amp, products, monkeypatch):
+    """Where it is emulated, a step of the optimiser took longer than the network's."""
+    seen, addmm = [], torch.addmm
+    monkeypatch.setattr(train, "pick_amp", lambda *a: (amp, ""))
+    monkeypatch.setattr(torch, "addmm", lambda x, *a, **k: seen.append(x.dtype) or addmm(x, *a, **k))
+    layer = torch.nn.Conv2d(8, 16, 3)
+    optimizer, before = train.make_optimizer(layer, 1e-3, False), layer.weight.clone()
+    layer(torch.rand(1, 8, 8, 8)).sum().backward()
+    optimizer.step()
+    assert set(seen) == {products} and not torch.equal(layer.weight, before)
+
+
 def test_two_images_overfit(photos, logos):
     torch.manual_seed(0)
     source, pairs = Synth(photos, logos, size=64), []
@@ -387,8 +401,7 @@ def test_init_takes_the_architecture_and_a_gentler_rate_and_learns_on(tmp_path, 
                             "--batch-size", "8", "--seed", "3")) == 0
     last = load_checkpoint(out / "last.pt")
     assert (last["arch"], last["encoder"], last["args"]["seed"]) == ("fpn", "resnet18", 3)
-    rates = [r["lr"] for r in read_log(out) if "lr" in r]             # the first is already on its way down
-    assert max(rates) == pytest.approx(train.LR / 2 * train.INIT_LR, 0.2)
+    assert max(r["lr"] for r in read_log(out) if "lr" in r) <= train.INIT_LR
     assert all(n == 4 for k, n in last["model"].items() if k.endswith("num_batches_tracked"))
     same = {k for k, v in net.state_dict().items() if torch.equal(v, last["model"][k])}
     assert same == {"mean", "std"}
