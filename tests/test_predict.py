@@ -37,7 +37,7 @@ def weights(tmp_path_factory) -> Path:
     """Untrained, small to run, and told apart from 0.5 so that masks hold both marked and unmarked pixels."""
     torch.manual_seed(0)
     net = model.build()
-    net.model.segmentation_head[0].weight.data *= 0.5     # fewer probs near 0 and 1
+    net.model.segmentation_head[0].weight.data *= 0.1     # no prob near 0 or 1
     net.size = SIZE
     net.threshold = float(np.median(model.predict_prob(net.eval(), np.array(photo()))))
     path = tmp_path_factory.mktemp("weights") / "w.pt"
@@ -634,7 +634,7 @@ def test_smaller_decoding_of_large_jpegs_hardly_changes_the_result(tmp_path, run
     assert run(tmp_path / "large.jpg", "--prob").code == 0
     expected = model.predict_prob(model.load_model(weights), model.load_image(tmp_path / "large.jpg"))
     assert expected.shape == (1600, 1000)
-    assert np.abs(np.array(Image.open(tmp_path / "large_prob.png")) / 255 - expected).max() < 0.02
+    assert np.abs(np.array(Image.open(tmp_path / "large_prob.png")) / 255 - expected).max() < 0.012
 
 
 # ---------------------------------------------------------------- nothing is lost
