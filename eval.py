@@ -19,8 +19,12 @@ import os
 import signal
 import sys
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 
 import cv2
 import numpy as np
@@ -30,8 +34,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from model import (WEIGHTS, default_dilation, dilate, first_line, load_checkpoint, load_image, load_model,
-                   pick_device, predict_prob, save_checkpoint, to_mask)
+from model import (WEIGHTS, default_dilation, dilate, find_weights, first_line, load_checkpoint, load_image,
+                   load_model, pick_device, predict_prob, save_checkpoint, to_mask)
 from synth import MASK_ALPHA, OWN, PHOTO_TYPES, RECIPES, Synth, generate_background, read_photo
 
 CLEAN_SHARE = 0.001        # a clean picture with more than this share of its pixels marked is a false alarm
@@ -43,7 +47,7 @@ TOLERANCE = 0.002          # of IoU, in the choice of a threshold
 DILATIONS = (0, 1, 3, 5, 10)                      # MorphoMod's radii in pixels; predict.py's own beside them
 PAPER_SIZE = 256           # pixels; SLBR, DENet, ... squash to this square: image bilinear, mask nearest
 WORST = Path("worst.png")
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 CURVE = "precision recall dataset_iou iou false_alarm_rate"       # columns of the threshold curve
 RULES = {"default": f"alpha > {MASK_ALPHA:g}", OWN: f"alpha > {MASK_ALPHA:g}", "reference": "alpha > 0",
          "clwd": "sum abs(J-I) > 15/255", "logo-l": "alpha > 0", "logo-h": "alpha > 0", "logo-gray": "alpha > 0"}
@@ -205,6 +209,12 @@ def make_marked(synth: Synth, i: int):
     return np.ascontiguousarray(image.transpose(1, 2, 0)), mask[0], meta | {"name": str(i), "notes": []}
 
 
+def marked_set(synth: Synth, n: int) -> Pictures:
+    """The first n samples of a Synth."""
+    published = PUBLISHED[synth.recipe] + " *" if synth.recipe in PUBLISHED else ""
+    return Pictures(synth.recipe, RULES[synth.recipe], n, partial(make_marked, synth), published)
+
+
 def make_clean(synth: Synth, i: int):
     if synth.photos:
         name, image = synth.photos[i], read_photo(synth.photos[i])
@@ -219,8 +229,8 @@ def synthetic_sets(images: Path | None, logos: Path, recipe: str | None, n: int,
     sets = []
     for name in [recipe] if recipe else RECIPES:
         synth = Synth(images, logos, name, held_out=True, seed=seed)
-        published = PUBLISHED[name] + " *" if name in PUBLISHED else ""
-        sets.append(Pictures(name, RULES[name], n, partial(make_marked, synth), published))
+        refuse_pairs(synth.photos)
+        sets.append(marked_set(synth, n))
     if recipe in (None, "default", OWN):          # all held-out photos, not only the samples left clean
         sets.append(Pictures("clean photos", "-", len(synth.photos) or n, partial(make_clean, synth)))
     return sets
@@ -237,16 +247,33 @@ LAYOUTS = (("CLWD", "Watermarked_image", "Mask", "Mask", 25.5),
            ("ours", "images", "masks", "masks", 127))
 
 
-def folder_sets(folder: Path) -> list[Pictures]:
-    """A data set on disk, at full size and in the papers' convention. ValueError where no layout fits."""
+def find_layout(folder: Path) -> tuple | None:
     for layout in LAYOUTS:
-        name, images, masks, tell, above = layout
+        _, images, masks, tell, _ = layout
         if (folder / images).is_dir() and (folder / masks).is_dir() and any(folder.glob(tell)):
-            break
-    else:
+            return layout
+    return None
+
+
+def refuse_pairs(photos: list[str]) -> None:
+    """ValueError where photos, thought clean, are those of a labelled set."""
+    for folder in sorted({Path(photo).parent.parent for photo in photos}):
+        if layout := find_layout(folder):
+            raise ValueError(f"--images takes clean photos, and {folder} is a labelled set, {layout[1]}/ with "
+                             f"{layout[2]}/: train.py --pairs {folder} trains on it, eval.py {folder} scores it")
+
+
+def folder_sets(folder: Path, most: int | None = None) -> list[Pictures]:
+    """A data set on disk, at full size and in the papers' convention. ValueError where no layout fits.
+
+    most: as many pictures, spread evenly over all.
+    """
+    layout = find_layout(folder)
+    if layout is None:
         known = ", ".join(f"{name}: {images}/ {masks}/" for name, images, masks, *_ in LAYOUTS)
         raise ValueError(f"{folder} has no layout that is known here ({known}); "
                          "name the folder of a split, like test/")
+    name, images, masks, _, above = layout
     pairs = {}                                    # stem -> its images, its masks, how it was made
     for k, part in enumerate((images, masks)):
         for path in sorted((folder / part).iterdir()):
@@ -260,9 +287,11 @@ def folder_sets(folder: Path) -> list[Pictures]:
                 pairs.setdefault(meta["name"], ([], [], {}))[2].update(meta)
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{folder}/meta.jsonl has a line that synth.py never wrote: remove it") from e
+    pairs = sorted(pairs.items())
+    if most and most < len(pairs):
+        pairs = [pairs[k * len(pairs) // most] for k in range(most)]
     rule, n = f"mask file > {above:g} of 255", len(pairs)
     print(f"{folder} is read as {name}: {images}/ with {masks}/, {n} names, {rule}", file=sys.stderr)
-    pairs = sorted(pairs.items())
     return [Pictures("full size", rule, n, partial(make_pair, layout, pairs, None)),
             Pictures(f"{PAPER_SIZE} x {PAPER_SIZE}", rule, n, partial(make_pair, layout, pairs, PAPER_SIZE))]
 
@@ -300,28 +329,35 @@ def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
 
 # ---------------------------------------------------------------- scoring
 
-def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, world: int = 1) -> list[dict]:
+def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, world: int = 1,
+          tables: bool = True, stop: list = ()) -> list[dict]:
     """A row for every picture, in order: meta, and unless it was skipped the counts of its mask dilated by
-    radius, and under `curve` and `dilated` those at THRESHOLDS and DILATIONS.
+    radius; with `tables`, under `curve` and `dilated`, those at THRESHOLDS and DILATIONS.
 
     Pictures are made in workers beside the network. Rank r scores every world-th; all ranks return all rows.
+    Once `stop` holds something, no further picture is scored.
     """
     share = range(rank, len(pictures), world)
     workers = min(max((os.cpu_count() or 1) // world - 1, 0), len(share) // 8)
     loader = DataLoader(Subset(pictures, share), batch_size=None, num_workers=workers, collate_fn=tuple,
-                        worker_init_fn=ignore_stop)
+                        worker_init_fn=start_worker)
     was, rows = net.training, []
     net.eval()
-    bar = tqdm(loader, desc=pictures.name, unit="picture", leave=False, disable=None)
-    for i, (image, truth, meta) in zip(share, bar):
-        rows.append({"index": i, "meta": meta})
-        if image is not None:
+    with closing(iterate(loader)) as made:
+        bar = tqdm(made, desc=pictures.name, total=len(share), unit="picture", leave=False, disable=None)
+        for i, (image, truth, meta) in zip(share, bar):
+            if stop:
+                break
+            rows.append({"index": i, "meta": meta})
+            if image is None:
+                continue
             prob = predict_prob(net, image)                                       # (H, W) float32
-            radii = (*DILATIONS, default_dilation(*truth.shape))
             plain = to_mask(prob, net.threshold, 0, net.certain)
             rows[-1] |= count(dilate(plain, radius), truth)
-            rows[-1]["curve"] = [count(to_mask(prob, t, 0, net.certain), truth) for t in THRESHOLDS]
-            rows[-1]["dilated"] = [count(dilate(plain, d), truth) for d in radii]
+            if tables:
+                radii = (*DILATIONS, default_dilation(*truth.shape))
+                rows[-1]["curve"] = [count(to_mask(prob, t, 0, net.certain), truth) for t in THRESHOLDS]
+                rows[-1]["dilated"] = [count(dilate(plain, d), truth) for d in radii]
     net.train(was)
     if world > 1:
         parts = [None] * world
@@ -330,16 +366,35 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
     return rows
 
 
-def ignore_stop(worker: int) -> None:
-    """Ctrl-C reaches the workers too. What is to end, and when, is the main process's business: train.py
-    finishes its step, and the evaluation in it."""
+def iterate(loader: DataLoader) -> Iterator:
+    """What the loader yields. Closed or at an error, it ends the workers, which otherwise live as long as the
+    error's traceback does, and keep Python from ending."""
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()           # torch has no public name for it
+
+
+def start_worker(worker: int) -> None:
+    """For DataLoader's worker_init_fn. Ctrl-C and SIGTERM often reach the workers too, but the main process
+    decides: it may need them to finish. When that process is gone, a worker ends at once."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    Thread(target=end_with_parent, daemon=True).start()
 
 
-def evaluate(net: nn.Module, synth: Synth, n: int) -> list[dict]:
-    """The first n samples of a Synth -> rows for summarise, summarise_curve and breakdown. For train.py."""
-    return score(net, Pictures(synth.recipe, RULES[synth.recipe], n, partial(make_marked, synth)))
+def end_with_parent() -> None:
+    """torch looks for the parent only while a worker waits for work, and a full pipe keeps one for ever."""
+    parent_process().join()
+    os._exit(1)
+
+
+def last_line(error: BaseException) -> str:
+    """Its one sentence. torch wraps an error of a worker into its traceback, whose last line that is."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if "DataLoader worker process" in text else text
 
 
 # ---------------------------------------------------------------- tables
@@ -482,8 +537,9 @@ def parse(argv=None) -> argparse.Namespace:
     add("--seed", type=int, default=TEST_SEED,
         help=f"other samples; {VALIDATION_SEED} is validation, no test (default: %(default)s)")
     # which masks
-    add("--weights", type=Path, default=WEIGHTS, help="best.pt, last.pt or a release (default: %(default)s)")
-    add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two weights on the same pictures")
+    add("--weights", type=find_weights, default=WEIGHTS,
+        help="a checkpoint, a run's folder or a release (default: %(default)s)")
+    add("--compare", nargs=2, type=find_weights, metavar=("A", "B"), help="two weights on the same pictures")
     add("--threshold", type=float, help="probability that marks a pixel (default: the weights' own)")
     add("--dilate", type=int, default=0, help="radius in pixels, before scoring (default: %(default)s)")
     add("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
@@ -619,7 +675,7 @@ def main(argv=None) -> int:
             dist.destroy_process_group()
         return code
     except (OSError, ValueError) as e:
-        print(f"eval.py: {e}", file=sys.stderr)
+        print(f"eval.py: {last_line(e)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("eval.py: stopped before the end", file=sys.stderr)

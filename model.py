@@ -343,7 +343,7 @@ def default_dilation(H: int, W: int) -> int:
 
 def pack(net: Segmenter, **training) -> dict:
     """The checkpoint dict: plain tensors and JSON types. training: ema, optimizer, step, ... or nothing."""
-    empty = dict.fromkeys(("ema", "optimizer", "scheduler", "scaler", "step", "best_iou", "args"))
+    empty = dict.fromkeys(("ema", "optimizer", "scaler", "step", "best_iou", "args"))
     return {"format": FORMAT, "arch": net.arch, "encoder": net.encoder, "options": net.options,
             "size": net.size, "threshold": net.threshold, "certain": net.certain,
             "model": net.state_dict(), **empty, **training}
@@ -383,7 +383,15 @@ def load_plain(path: Path) -> dict:
     return state
 
 
+def find_weights(path: Path) -> Path:
+    """A weights file itself; of the folder of a run best.pt, or last.pt where nothing was evaluated yet."""
+    best, last = Path(path) / "best.pt", Path(path) / "last.pt"
+    return best if best.is_file() else last if Path(path).is_dir() else Path(path)
+
+
 def load_checkpoint(path: Path) -> dict:
+    """Raises FileNotFoundError or ValueError with one sentence. path: a file, or the folder of a run."""
+    path = find_weights(path)
     checkpoint = load_plain(path)
     if not {"format", "arch", "encoder", "options", "size", "threshold", "model", "ema"} <= checkpoint.keys():
         raise ValueError(f"{path} is not one of our checkpoints "
@@ -398,7 +406,7 @@ def from_checkpoint(checkpoint: dict, ema: bool = True) -> Segmenter:
     net = build(checkpoint["arch"], checkpoint["encoder"], "none", checkpoint["options"])
     try:
         net.load_state_dict(checkpoint["ema"] if ema and checkpoint["ema"] else checkpoint["model"])
-    except RuntimeError as e:
+    except (RuntimeError, TypeError, AttributeError) as e:
         raise ValueError(f"its tensors do not fit {net.arch} on {net.encoder}: {first_line(e)}") from e
     net.size, net.threshold = checkpoint["size"], checkpoint["threshold"]
     net.certain = checkpoint.get("certain", net.certain)  # younger than the format
@@ -406,7 +414,7 @@ def from_checkpoint(checkpoint: dict, ema: bool = True) -> Segmenter:
 
 
 def load_model(path: Path = WEIGHTS, device: torch.device | str = "cpu") -> Segmenter:
-    """best.pt, last.pt or the released file -> the network, ready for inference on `device`."""
+    """best.pt, last.pt, a run's folder or the released file -> the network, for inference on `device`."""
     net = from_checkpoint(load_checkpoint(path))
     if not all(torch.isfinite(t).all() for t in net.state_dict().values()):
         raise ValueError(f"{path} holds weights that are not finite")

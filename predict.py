@@ -454,7 +454,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip-existing", action="store_true",
                         help="leave out pictures that have their outputs")
     # what counts as a mark
-    parser.add_argument("--weights", default=WEIGHTS, help="any of our checkpoints (default: %(default)s)")
+    parser.add_argument("--weights", default=WEIGHTS,
+                        help="a checkpoint, or the folder of a run (default: %(default)s)")
     parser.add_argument("--threshold", type=float,
                         help="mark pixels from this probability on (the released weights also ask for more "
                              "nearby and in the picture: see model.to_mask); raise it against false alarms "

@@ -21,6 +21,7 @@ import sys
 import zlib
 from bisect import bisect
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import accumulate, count, islice, repeat
 from pathlib import Path
@@ -230,12 +231,22 @@ def load_font(path: str | None, px: int):
         return ImageFont.load_default(px)
 
 
+@contextmanager
+def drawing(path: str | None):
+    """FreeType opens fonts whose letters it then cannot draw, and its error does not name the file."""
+    try:
+        yield
+    except OSError as e:
+        raise ValueError(f"{path} opens as a font but cannot be drawn ({e}): remove it") from e
+
+
 @lru_cache(maxsize=4096)
 def has_glyphs(path: str | None, text: str) -> bool:
     """Fonts draw one and the same box for every character they lack."""
     font = load_font(path, 24)
-    missing = bytes(font.getmask("\uffff"))
-    return all(bytes(font.getmask(c)) not in (missing, b"") for c in text.replace(" ", ""))
+    with drawing(path):
+        missing = bytes(font.getmask("\uffff"))
+        return all(bytes(font.getmask(c)) not in (missing, b"") for c in text.replace(" ", ""))
 
 
 def space_out(text: str, spacing: float) -> str:
@@ -246,9 +257,10 @@ def space_out(text: str, spacing: float) -> str:
 def draw_glyphs(text: str, font: str | None, px: int) -> np.ndarray:
     """(h, w) uint8 coverage of one line of text, set at px pixels, cropped tightly."""
     face = load_font(font, px)
-    size = (min(int(face.getlength(text)) + 2 * px, 4096), min(sum(face.getmetrics()) + px, 2048))
-    canvas = Image.new("L", size)
-    ImageDraw.Draw(canvas).text((px, px // 2), text, 255, font=face)
+    with drawing(font):
+        size = (min(int(face.getlength(text)) + 2 * px, 4096), min(sum(face.getmetrics()) + px, 2048))
+        canvas = Image.new("L", size)
+        ImageDraw.Draw(canvas).text((px, px // 2), text, 255, font=face)
     a = np.asarray(canvas)
     x, y, w, h = cv2.boundingRect(a)
     return a[y:y + max(h, 1), x:x + max(w, 1)]
@@ -327,10 +339,10 @@ def put_box(rng: np.random.Generator, mark: np.ndarray) -> np.ndarray:
     return over(mark, tint(np.full(mark.shape[:2], rng.integers(50, 205), np.uint8), colour))
 
 
-def read_logo(path: str, cut_out: bool) -> np.ndarray | None:
+def read_logo(path: str) -> np.ndarray | None:
     """(h, w, 4) uint8 RGBA, not premultiplied; None, with the reason said, if it cannot serve.
 
-    cut_out: for a logo without alpha, pure white or black that touches the border becomes transparent.
+    In a logo without transparency, pure white or black that touches the border becomes transparent.
     """
     try:
         data = np.fromfile(path, np.uint8)
@@ -346,24 +358,24 @@ def read_logo(path: str, cut_out: bool) -> np.ndarray | None:
     except Exception as e:                       # Pillow's plugins raise many kinds on garbage
         warn_once(f"{path} cannot be read and is left out ({type(e).__name__})")
         return None
-    if opaque and not cut_out:
-        warn_once(f"{path} has no transparency, so nothing tells the mark from its surroundings: it is left "
-                  "out; save it as a PNG with an alpha channel, or take white or black surroundings away "
-                  "with --cut-out")
-        return None
     if opaque:
         for pure in (255, 0):
             plain = (rgba[..., :3] == pure).all(2).astype(np.uint8)
             parts = cv2.connectedComponents(plain, connectivity=4)[1]
             border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
             rgba[np.isin(parts, border[border > 0]), 3] = 0
+        if rgba[..., 3].all():
+            warn_once(f"{path} has no transparency and no pure white or black around it, so nothing tells the "
+                      "mark from its surroundings: it is left out; save it as a PNG with an alpha channel")
+            return None
+        warn_once(f"{path} has no transparency: the pure white or black around it is taken for clear")
     return rgba
 
 
 @lru_cache(maxsize=LOGO_CACHE)
-def load_logo(path: str, cut_out: bool = False) -> tuple[np.ndarray, ...] | None:
+def load_logo(path: str) -> tuple[np.ndarray, ...] | None:
     """The logo as a mark, cropped, at full, half, quarter ... size; None if it cannot serve."""
-    if (rgba := read_logo(path, cut_out)) is None:
+    if (rgba := read_logo(path)) is None:
         return None
     x, y, w, h = cv2.boundingRect(where_alpha(rgba, MASK_ALPHA))
     if min(w, h) < 3:
@@ -423,11 +435,11 @@ def bend(a: np.ndarray, radius: int) -> np.ndarray:
 class Marks:
     """The logos and fonts to draw from. Each method draws one kind of mark at its final size, in pixels."""
 
-    def __init__(self, logos: list[str], fonts: list[str], cut_out: bool = False, words: bool = True):
-        self.logos, self.fonts, self.cut_out, self.words = logos, fonts, cut_out, words
+    def __init__(self, logos: list[str], fonts: list[str], words: bool = True):
+        self.logos, self.fonts, self.words = logos, fonts, words
 
     def any_logo(self, rng: np.random.Generator) -> tuple[str, tuple[np.ndarray, ...]] | None:
-        return pick_readable(rng, self.logos, partial(load_logo, cut_out=self.cut_out))
+        return pick_readable(rng, self.logos, load_logo)
 
     def font(self, rng: np.random.Generator) -> str | None:
         return pick(rng, self.fonts) if self.fonts else None
@@ -448,7 +460,8 @@ class Marks:
         """One line, scaled to the width asked for but no letter higher than asked for."""
         font = self.font(rng)
         text = space_out(text or make_text(rng, font), pick(rng, (0, 0.3, 1), (80, 12, 8)))
-        width = max(load_font(font, 32).getlength(text), 1)
+        with drawing(font):
+            width = max(load_font(font, 32).getlength(text), 1)
         mark = style(rng, draw_glyphs(text, font, int(max(8, min(32 * longest / width, highest)))))
         return put_box(rng, mark) if rng.random() < 0.08 else mark
 
@@ -782,7 +795,7 @@ def crop(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, side: in
     ways = (cv2.INTER_AREA, cv2.INTER_AREA) if short < least else (cv2.INTER_CUBIC, cv2.INTER_LINEAR)
     image, mask = (cv2.resize(a, (W, H), interpolation=way) for a, way in zip((image, mask * 255), ways))
     mask //= 128
-    x, y, w, h = cv2.boundingRect(mask)
+    x, y, w, h = cv2.boundingRect(mask) if mask.any() else (0, 0, W, H)
     at = rng.uniform((x, y), (x + w, y + h)) - rng.uniform(0.15, 0.85, 2) * side
     x, y = np.clip(at, 0, (W - side, H - side)).astype(int).tolist()
     window = np.s_[y:y + side, x:x + side]
@@ -811,23 +824,22 @@ class Synth:
     are mixed as CROPS says, where there are logos and the kinds are all of KINDS.
     held_out takes the share of photos, logos and fonts that training never sees.
     Index i of the Dataset is make_sample(seed, i); n is its length.
-    cut_out: a logo without alpha loses its pure white or black surroundings, in place of being left out.
     kinds: kind of mark -> weight, in the default recipe. Recipe "own" lays the given logos and nothing else,
     single or tiled: for those who look for one mark.
     Raises ValueError with one sentence where a folder is missing or holds nothing usable.
     """
 
     def __init__(self, images=None, logos=None, recipe="default", size=None, held_out=False, seed=0,
-                 n=2**31 - 1, cut_out=False, kinds=KINDS):
+                 n=2**31 - 1, kinds=KINDS):
         if recipe not in (*RECIPES, OWN):
             raise ValueError(f"no recipe {recipe!r}; there are {', '.join((*RECIPES, OWN))}")
-        self.recipe, self.size, self.seed, self.n = recipe, size, seed, n
+        self.images, self.recipe, self.size, self.seed, self.n = images, recipe, size, seed, n
         self.kinds = OWN_KINDS if recipe == OWN else kinds
         self.photos = take_part(find_files(images, PHOTO_TYPES), images, held_out)
         if images is not None and not self.photos:
             raise ValueError(f"no photo in {images} (looked for {' '.join(PHOTO_TYPES)})")
         self.marks = Marks(*(take_part(find_files(logos, types), logos, held_out)
-                             for types in (LOGO_TYPES, FONT_TYPES)), cut_out, words=recipe != OWN)
+                             for types in (LOGO_TYPES, FONT_TYPES)), words=recipe != OWN)
         self.mixes = False                        # are the crops mixed as CROPS says?
         if recipe != "default" or size:
             usable = self.marks.any_logo(np.random.default_rng(0)) is not None
@@ -867,7 +879,7 @@ class Synth:
             return generate_background(rng), "generated"
         found = pick_readable(rng, self.photos, read_photo)
         if found is None:
-            raise ValueError(f"none of the {len(self.photos)} photos can be read")
+            raise ValueError(f"none of the {len(self.photos)} photos in {self.images} can be read")
         return found[1], Path(found[0]).name
 
     # -- ours
@@ -1071,8 +1083,6 @@ def main(argv=None) -> int:
     parser.add_argument("--held-out", action="store_true", help="take the files that training never sees")
     parser.add_argument("--size", type=int,
                         help="square crops of this side, as in training (default: whole photos)")
-    parser.add_argument("--cut-out", action="store_true",
-                        help="for logos without alpha: their pure white or black surroundings become clear")
     parser.add_argument("--kinds", action="store_true", help="contact sheet with a row for each kind of mark")
     # how many
     parser.add_argument("--n", type=int, default=24, help="samples (default: %(default)s)")
@@ -1082,7 +1092,7 @@ def main(argv=None) -> int:
                         help="processes for a data set (default: all cores)")
     args = parser.parse_args(argv)
     try:
-        synth = Synth(args.images, args.logos, args.recipe, args.size, args.held_out, cut_out=args.cut_out)
+        synth = Synth(args.images, args.logos, args.recipe, args.size, args.held_out)
         if args.kinds:
             sheet_of_kinds(args.images, args.logos, args.seed).save(args.out)
         elif args.out.suffix.lower() in (".png", ".jpg", ".jpeg"):

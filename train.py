@@ -2,13 +2,15 @@
 
     python train.py                                                      # without data: generated backgrounds
     python train.py --images photos/ --logos logos/ --out runs/mine      # the real thing
-    python train.py --resume runs/mine                                   # goes on after a stop, bit for bit
+    python train.py --resume runs/mine                                   # goes on after a stop
     python train.py --init weights/watermark.pt --logos mine/ --images photos/ --size 416 --steps 1000  # mine
+    python train.py --pairs data/CLWD/train --images photos/             # a labelled set, mixed with our own
     python train.py --steps 20 --size 64 --batch-size 4 --eval-every 10  # does it all work? under a minute
     torchrun --nproc-per-node 8 train.py --images photos/ --batch-size 256                      # many GPUs
 
 Watch it with `tensorboard --logdir runs`. There are no epochs: sample i is a pure function of (seed, i), and
-the step tells which samples it takes, so the data position is the step, and resuming is exact.
+the step tells which samples it takes, so the data position is the step. On the same machine, with the same
+device and number of threads, a resumed run gives the same weights bit for bit.
 """
 import argparse
 import json
@@ -17,30 +19,33 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext, redirect_stderr
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from timm.layers import convert_sync_batchnorm
 from timm.optim import Muon, muon
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from eval import STOP_SIGNALS, breakdown, evaluate, ignore_stop, summarise
-from model import (ENCODER, SIZE, build, channels_last, from_checkpoint, keep_freed_memory, load_checkpoint,
-                   pack, pick_amp, pick_device, save_checkpoint)
-from synth import FONT_TYPES, OWN, Synth, find_files
+from eval import (STOP_SIGNALS, VALIDATION_SEED, Pictures, breakdown, find_layout, folder_sets, iterate,
+                  last_line, marked_set, refuse_pairs, score, start_worker, summarise)
+from model import (ENCODER, SIZE, build, channels_last, first_line, from_checkpoint, keep_freed_memory,
+                   load_checkpoint, pack, pick_amp, pick_device, predict_prob, save_checkpoint)
+from synth import FONT_TYPES, OWN, Synth, crop, find_files, warn_once
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
 MIN_LR = 0.01              # the cosine ends at this share of the peak
@@ -55,11 +60,16 @@ EMA_DECAY = 0.999          # averages over about the last thousand steps
 GENERAL = 0.3              # with --init and few own logos: share of samples with ours, against forgetting
 LOG_EVERY = 20             # steps
 SAVE_EVERY = 180           # seconds; an evaluation can be an hour away, on a GPU half a million samples
-N_EVAL = 200               # held-out photos that choose best.pt, always the same ones
-EVAL_SHARE = 0.1           # of the time: in a short run, fewer photos (but eight) keep the evaluation to this
+FIRST_EVAL = 0.2           # of the run, or sooner: until then there is no best.pt
+N_EVAL = 200               # held-out pictures that choose best.pt, always the same ones
+EVAL_SHARE = 0.1           # of the time: in a short run, fewer pictures (but eight) keep evaluations to this
 N_PICTURES = 8             # held-out samples shown in TensorBoard
 METRICS = ("held_out/iou", "held_out/f1", "held_out/false_alarm_rate")     # beside the flags in TensorBoard
 LOGOS = Path(__file__).parent / "logos"
+LEAST = {"steps": 1, "batch_size": 1, "echo": 1, "accumulate": 1, "eval_every": 1, "size": 32, "seed": 0,
+         "workers": 0}     # flag -> its smallest value
+STATES = "ema", "optimizer", "scaler"     # of a checkpoint, beside the network
+MOVES = ("images", "logos", "pairs", "device", "workers", "accumulate")    # what --resume takes anew
 NEWTON_SCHULZ = muon.zeropower_via_newtonschulz              # timm's; see make_optimizer
 
 
@@ -102,19 +112,71 @@ def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> Muon:
     encoder, decoder = [], []
     for name, p in net.named_parameters():
         (encoder if name.startswith("model.encoder.") else decoder).append(p)
-    return Muon([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
-                 {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY, nesterov=True, betas=BETAS)
+    slow = lr * (ENCODER_LR if pretrained else 1)
+    return Muon([{"params": encoder, "lr": slow, "initial_lr": slow},
+                 {"params": decoder, "lr": lr, "initial_lr": lr}],
+                weight_decay=WEIGHT_DECAY, nesterov=True, betas=BETAS)
 
 
 class Mixed(Dataset):
-    """Your samples, with an even GENERAL share of general ones between them; pure in i like both."""
+    """Two data sets, an even `share` of samples from the second; pure in i like both."""
 
-    def __init__(self, own: Synth, general: Synth):
-        self.own, self.general = own, general
+    def __init__(self, first: Dataset, second: Dataset, share: float):
+        self.first, self.second, self.share = first, second, share
 
     def __getitem__(self, i: int):
-        is_general = int((i + 1) * GENERAL) > int(i * GENERAL)
-        return (self.general if is_general else self.own)[i]
+        before, after = int(i * self.share), int((i + 1) * self.share)        # samples of the second so far
+        return self.second[before] if after > before else self.first[i - before]
+
+
+class Pairs(Dataset):
+    """Training crops of a labelled set on disk: sample i is a random pair, a pure function of (seed, i)."""
+
+    def __init__(self, pictures: Pictures, size: int, seed: int):
+        self.pictures, self.size, self.seed = pictures, size, seed
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """-> image (3, H, W) uint8 RGB, mask (1, H, W) uint8 {0, 1}."""
+        rng, n = np.random.default_rng([self.seed, i]), len(self.pictures)
+        for k in (int(rng.integers(n)) + np.arange(n)) % n:        # the next one where that cannot be read
+            image, mask, meta = self.pictures[k]
+            for note in meta["notes"]:
+                warn_once(f"--pairs, {meta['name']}: {note.replace('scored', 'taken')}")
+            if image is not None:
+                image, mask = crop(rng, image, mask, self.size)
+                return np.ascontiguousarray(image.transpose(2, 0, 1)), mask[None]
+        raise ValueError(f"none of the {n} pairs of --pairs can be read")
+
+
+def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures, dict[str, int]]:
+    """-> training crops, the held-out pictures that choose best.pt, and how many files there are of each sort.
+
+    With --init, one's own logos come without the general words unless a font lies beside them, and general
+    samples keep the other marks in mind.
+    """
+    fine_tunes, logos = args.init and args.logos, args.logos or LOGOS
+    recipe = OWN if fine_tunes and not find_files(logos, FONT_TYPES) else "default"
+    own = data = Synth(args.images, logos, recipe, args.size, seed=args.seed)
+    refuse_pairs(own.photos)
+    held_out = marked_set(Synth(args.images, logos, recipe, held_out=True, seed=VALIDATION_SEED), n_eval)
+    files = {"photos": len(own.photos), "logos": len(own.marks.logos), "fonts": len(own.marks.fonts)}
+    if fine_tunes:
+        general = Synth(args.images, LOGOS, size=args.size, seed=args.seed)
+        if files["logos"] < len(general.marks.logos):              # a large collection is general by itself
+            data = Mixed(own, general, GENERAL)
+    if args.pairs:
+        folder = Path(args.pairs).resolve()
+        pairs, val = folder_sets(folder)[0], folder.with_name("val")
+        data, files["pairs"] = Mixed(data, Pairs(pairs, args.size, args.seed), args.pairs_share), len(pairs)
+        if find_layout(val):
+            held_out = folder_sets(val, n_eval)[0]
+        elif args.pairs_share == 1:
+            held_out = folder_sets(folder, n_eval)[0]
+            print(f"no {val}: best.pt is chosen on pairs that it was trained on", file=sys.stderr)
+    if not args.images and not (args.pairs and args.pairs_share == 1):
+        print("no --images: backgrounds are generated, which is enough to try things; "
+              "photos make a far better model", file=sys.stderr)
+    return data, held_out, files
 
 
 def positions(first: int, steps: int, batch: int, rank: int, world: int, echo: int = 1) -> list[range]:
@@ -160,267 +222,97 @@ def echo(batches: list, rng: np.random.Generator) -> tuple[torch.Tensor, torch.T
 
 def update_average(averaged: list, current: list, n: torch.Tensor) -> None:
     """EMA whose memory grows with the run, so that short runs are not stuck at the initial weights."""
-    decay = min(EMA_DECAY, (1 + int(n)) / (10 + int(n)))
-    for old, new in zip(averaged, current):
-        if old.is_floating_point():
-            old.lerp_(new.to(old.dtype), 1 - decay)
-        else:
-            old.copy_(new)
+    get_ema_multi_avg_fn(min(EMA_DECAY, (1 + int(n)) / (10 + int(n))))(averaged, current, n)
 
 
-def parse(argv=None) -> argparse.Namespace:
+def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
+    """-> the flags, and the checkpoint with which --resume goes on."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
     # data
-    parser.add_argument("--images",
-                        help="folder of clean photos, searched to any depth (default: generated backgrounds)")
-    parser.add_argument("--logos", default=str(LOGOS), help="folder of logos (PNG with alpha) and fonts for "
-                        "text marks (default: %(default)s)")
-    parser.add_argument("--cut-out", action="store_true",
-                        help="for logos without alpha: their pure white or black surroundings become clear")
-    parser.add_argument("--size", type=int, default=256,
-                        help="side of a training crop in pixels (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 1, 1),
-                        help="processes that make samples (default: all cores but one)")
+    add("--images", help="folder of clean photos, searched to any depth (default: generated backgrounds)")
+    add("--logos", help="folder of logos (PNG with alpha) and of fonts for text marks (default: our logos/)")
+    add("--pairs", metavar="DIR", help="a labelled set, as eval.py reads it; all of it is trained on, and "
+        "val/ beside it, where there is one, chooses best.pt")
+    add("--pairs-share", type=float, default=0.5, metavar="SHARE",
+        help="share of the samples that come from --pairs; 1 takes nothing else (default: %(default)s)")
+    add("--size", type=int, default=256, help="side of a training crop in pixels (default: %(default)s)")
+    add("--workers", type=int, default=max((os.cpu_count() or 2) - 1, 1),
+        help="processes that make samples (default: all cores but one)")
     # network
-    parser.add_argument("--arch", default="unet", help="an smp architecture (default: %(default)s)")
-    parser.add_argument("--encoder", default=ENCODER,
-                        help="an smp encoder, or tu-NAME of timm (default: %(default)s)")
-    parser.add_argument("--encoder-weights", help="imagenet (downloaded), none, or a file with the encoder's "
-                        "tensors (default: imagenet, or none where it cannot be downloaded)")
-    parser.add_argument("--init", help="start from this checkpoint with its architecture; "
-                        "the learning rate falls, and a share of samples keeps the marks of logos/")
+    add("--arch", default="unet", help="an smp architecture (default: %(default)s)")
+    add("--encoder", default=ENCODER, help="an smp encoder, or tu-NAME of timm (default: %(default)s)")
+    add("--encoder-weights", help="imagenet (downloaded), none, or a file with the encoder's tensors "
+        "(default: imagenet, or none where it cannot be downloaded)")
+    add("--init", help="start from this checkpoint, or the best of a run's folder, with its architecture; "
+        "the learning rate falls, and a share of samples keeps the marks of our logos/")
     # optimisation
-    parser.add_argument("--steps", type=int, default=20_000, help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="samples per step over all GPUs "
-                        "(default: %(default)s)")
-    parser.add_argument("--echo", type=int, default=1, metavar="N", help="if the GPU waits for samples: use "
-                        "each in N steps, mirrored and toned differently (default: %(default)s)")
-    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="if memory runs out: take "
-                        "each batch in N parts, for the same step (default: %(default)s)")
-    parser.add_argument("--lr", type=float,
-                        help=f"peak learning rate (default: {LR:g}, with --init {INIT_LR:g})")
-    parser.add_argument("--seed", type=int, default=0,
-                        help="of samples and initial weights (default: %(default)s)")
+    add("--steps", type=int, default=20_000, help="(default: %(default)s)")
+    add("--batch-size", type=int, default=32, help="samples per step over all GPUs (default: %(default)s)")
+    add("--echo", type=int, default=1, metavar="N", help="if the GPU waits for samples: use each in N steps, "
+        "mirrored and toned differently (default: %(default)s)")
+    add("--accumulate", type=int, default=1, metavar="N", help="if memory runs out: take each batch in N "
+        "parts, for the same step (default: %(default)s)")
+    add("--lr", type=float, help=f"peak learning rate (default: {LR:g}, with --init {INIT_LR:g})")
+    add("--seed", type=int, default=0, help="of samples and initial weights (default: %(default)s)")
     # machine
-    parser.add_argument("--device", default="auto",
-                        help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
-    parser.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
-                        help="(default: %(default)s)")
-    parser.add_argument("--compile", action="store_true",
-                        help="torch.compile: slower start, faster steps on a GPU (on the CPU slower ones)")
+    add("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
+    add("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="(default: %(default)s)")
+    add("--compile", action="store_true",
+        help="torch.compile: slower start, faster steps on a GPU (on the CPU slower ones)")
     # run
-    parser.add_argument("--out", default="runs/watermark", help="folder of the run (default: %(default)s)")
-    parser.add_argument("--eval-every", type=int, default=1000, help="steps (default: %(default)s)")
-    parser.add_argument("--resume", metavar="DIR", help="go on with this run; every other flag comes from it")
-    args = parser.parse_args(argv)
+    add("--out", default="runs/watermark", help="folder of the run (default: %(default)s)")
+    add("--eval-every", type=int, default=1000, help="steps between evaluations; the first comes after a "
+        "fifth of the run at the latest, the last at its end (default: %(default)s)")
+    add("--resume", metavar="DIR", help="go on with this run and its flags; only "
+        + ", ".join(f"--{name}" for name in MOVES) + " may be given anew")
+    args, checkpoint = parser.parse_args(argv), None
     if args.resume:
-        last = Path(args.resume) / "last.pt"
-        if not last.exists():
-            raise ValueError(f"no {last}: {args.resume} is no run, or stopped before its first save")
-        ours = vars(args) | load_checkpoint(last)["args"] | {"out": args.resume}
-        args = argparse.Namespace(**ours)
-        for name, value in vars(parser.parse_args(argv, argparse.Namespace(**ours))).items():
-            if value != ours[name]:
-                raise ValueError(f"--resume takes every flag from the run: leave out "
+        checkpoint = load_run(Path(args.resume), vars(parser.parse_args([])))
+        ours = checkpoint["args"] | {"out": args.resume, "resume": args.resume}
+        args = parser.parse_args(argv, argparse.Namespace(**ours))
+        for name, value in vars(args).items():
+            if value != ours[name] and name not in MOVES:
+                raise ValueError(f"--resume takes this flag from the run: leave out "
                                  f"--{name.replace('_', '-')} {value}, which was {ours[name]}")
-    elif min(args.steps, args.batch_size, args.eval_every, args.echo, args.accumulate) < 1 or args.size < 32:
-        raise ValueError("--steps, --batch-size, --echo, --accumulate and --eval-every must be at least 1, "
-                         "--size at least 32")
-    elif args.echo > args.steps:
+    if args.logos and Path(args.logos).resolve() == LOGOS.resolve():
+        args.logos = None                              # the checkout's own, wherever it moves
+    for name, least in LEAST.items():
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)} and must be at least {least}")
+    if args.echo > args.steps:
         raise ValueError(f"--echo {args.echo} needs as many --steps, not {args.steps}")
-    elif args.lr is not None and not 0 < args.lr < math.inf:
-        raise ValueError(f"--lr {args.lr} is no learning rate: it must be above 0")
-    return args
+    if not (0 < args.pairs_share <= 1 and 0 < (LR if args.lr is None else args.lr) < math.inf):
+        raise ValueError("--lr must be above 0, --pairs-share above 0 and at most 1")
+    return args, checkpoint
 
 
-def run(args: argparse.Namespace) -> int:
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    for name in ("accumulate", "echo"):
-        if args.batch_size % (multiple := world * getattr(args, name)):
-            raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world} processes with "
-                             f"--{name} {getattr(args, name)}: make it a multiple of {multiple}")
-    device, why = pick_device(args.device)
-    amp, why_amp = pick_amp(args.amp, device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
-                                device_id=device if device.type == "cuda" else None)
-    say = print if rank == 0 else lambda *a, **k: None
-    say(f"{device}: {why}. {str(amp or 'float32').removeprefix('torch.')}: {why_amp}.", file=sys.stderr)
+def load_run(folder: Path, defaults: dict) -> dict:
+    """last.pt of a run, its types and ranges checked. ValueError if the run cannot go on.
 
-    # -- network: from a run, from a checkpoint, or new
-    out, start = Path(args.out), 0
-    checkpoint = load_checkpoint(out / "last.pt") if args.resume else None
-    if checkpoint and checkpoint.get("rng") is not None:
-        raise ValueError(f"{out} was begun with another optimiser, by an older train.py: "
-                         f"--init {out}/last.pt goes on from its weights")
-    if checkpoint is None and (out / "last.pt").exists():
-        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
-                         "--out names another folder")
-    torch.manual_seed(args.seed)                       # of the decoder's initial weights
-    if checkpoint:
-        net = from_checkpoint(checkpoint, ema=False)
-    elif args.init:
-        net = from_checkpoint(load_checkpoint(Path(args.init)))
-    else:
-        net = first_network(args)
-    net.to(device, memory_format=torch.channels_last if channels_last(device) else torch.preserve_format)
-    if world > 1 and device.type == "cuda":            # on the CPU, which lacks it, each rank sees its share
-        net = convert_sync_batchnorm(net)              # timm's: torch's would drop timm's activations
-    net.train()
-
-    # -- data
-    fine_tunes = args.init and Path(args.logos).resolve() != LOGOS.resolve()
-    # words are among one's own marks where their font lies beside the logos
-    recipe = OWN if fine_tunes and not find_files(args.logos, FONT_TYPES) else "default"
-    own = train_set = Synth(args.images, args.logos, recipe, args.size, seed=args.seed, cut_out=args.cut_out)
-    if fine_tunes:
-        general = Synth(args.images, LOGOS, size=args.size, seed=args.seed)
-        if len(own.marks.logos) < len(general.marks.logos):        # a large collection is general by itself
-            train_set = Mixed(own, general)
-    held_out = Synth(args.images, args.logos, recipe, held_out=True, seed=1, cut_out=args.cut_out)
-    if not args.images:
-        say("no --images: backgrounds are generated, which is enough to try things; "
-            "photos make a far better model", file=sys.stderr)
-
-    # -- optimisation
-    pretrained = bool(args.init) or args.encoder_weights != "none"
-    optimizer = make_optimizer(net, args.lr or (INIT_LR if args.init else LR), pretrained)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_at(step, args.steps))
-    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
-    # torch takes a first step that the scaler skips for a wrong order; the schedule follows the data instead
-    warnings.filterwarnings("ignore", "Detected call of .lr_scheduler.step")
-    ema = AveragedModel(net, multi_avg_fn=update_average, use_buffers=True)
-    best_iou = 0.0
-    if checkpoint:
-        start, best_iou = checkpoint["step"], checkpoint["best_iou"]
-        ema.module.load_state_dict(checkpoint["ema"])
-        ema.n_averaged.fill_(start)
-        for part, state in ((optimizer, "optimizer"), (scheduler, "scheduler"), (scaler, "scaler")):
-            part.load_state_dict(checkpoint[state])
-    model = torch.compile(net) if args.compile else net
-    if world > 1:
-        # running statistics play no part in training, and only rank 0's are ever saved or scored
-        model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-    loader = DataLoader(train_set,
-                        batch_sampler=positions(start, args.steps, args.batch_size // world, rank, world,
-                                                args.echo),
-                        num_workers=args.workers, prefetch_factor=4 if args.workers else None,
-                        pin_memory=device.type == "cuda", worker_init_fn=ignore_stop)
-    # a sample costs about three looks at as many pixels: forward and backward
-    looks = 3 * min(args.eval_every, args.steps) * args.batch_size * (args.size / SIZE) ** 2
-    n_eval = int(min(max(EVAL_SHARE * looks, 8), N_EVAL))
-
-    # -- run folder
-    if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        plain = {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
-        (out / "args.json").write_text(json.dumps(plain, indent=2))
-        pending = bool(checkpoint and checkpoint.get("pending"))       # did its last evaluation not end?
-        trim_log(out / "log.jsonl", start, pending)
-        for left in out.glob("*.pt.tmp"):              # of a kill in the middle of a save
-            left.unlink()
-        board, log = SummaryWriter(out, purge_step=start + 1), (out / "log.jsonl").open("a")
-        for summary in hparams(plain, dict.fromkeys(METRICS, 0)):      # its tab shows their latest values
-            board.file_writer.add_summary(summary)
-        say(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters, "
-            f"{len(own.photos)} photos, {len(own.marks.logos)} logos, {len(own.marks.fonts)} fonts; "
-            f"steps {start} to {args.steps}", file=sys.stderr)
-
-    def record(step: int, **values: float) -> None:
-        values = {k: v for k, v in values.items() if math.isfinite(v)}         # NaN is no JSON
-        for name, value in values.items():
-            board.add_scalar(name, value, step)
-        log.write(json.dumps({"step": step, **values}) + "\n")
-        log.flush()
-        board.flush()
-
-    def save(name: str, step: int, pending: bool = False) -> None:
-        os.fsync(log.fileno())                         # the disk never has a checkpoint without its log lines
-        save_checkpoint(pack(net, ema=ema.module.state_dict(), optimizer=optimizer.state_dict(),
-                             scheduler=scheduler.state_dict(), scaler=scaler.state_dict(), step=step,
-                             pending=pending, best_iou=best_iou, args=plain), out / name)
-
-    def assess(step: int) -> None:
-        nonlocal best_iou
-        rows = evaluate(ema.module, held_out, n_eval)
-        scores = summarise(rows)
-        show(board, ema.module, held_out, step)
-        record(step, **{f"held_out/{k}": v for k, v in scores.items()},
-               **{f"iou_by_{k}": v["iou"] for k, v in breakdown(rows).items()})
-        if scores["iou"] >= best_iou:
-            best_iou = scores["iou"]
-            save("best.pt", step)
-        save("last.pt", step)
-
-    stop = []                                          # Ctrl-C and SIGTERM end it after the step, with a save
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: stop.append(1))
-
-    # -- the loop
-    if rank == 0 and pending:
-        assess(start)
-    bar = tqdm(last_batches(loader, args.echo, device), initial=start, total=args.steps, unit="step",
-               disable=None if rank == 0 else True)
-    clock = saved = time.perf_counter()
-    step = timed = start
-    for step, batches in enumerate(bar, start + 1):
-        rng = np.random.default_rng([args.seed, step, rank])
-        torch.manual_seed(int(rng.integers(2**63)))    # dropout, too, is a function of the step
-        image, mask = echo(batches, rng)                                  # (B, 3, H, W), (B, 1, H, W) uint8
-        optimizer.zero_grad(set_to_none=True)
-        losses, n = torch.zeros(2, device=device), args.accumulate        # bce, soft IoU
-        for i, (x, y) in enumerate(zip(image.chunk(n), mask.float().chunk(n)), 1):
-            model.require_backward_grad_sync = i == n  # ranks exchange gradients once, after the last part
-            with torch.autocast(device.type, amp, enabled=amp is not None):
-                logits = model(x)
-            parts = torch.stack(loss_parts(logits.float(), y)) / n
-            scaler.scale(parts.sum()).backward()
-            losses += parts.detach()
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP)
-        facts = torch.cat([losses, norm.view(1), losses.new_tensor([bool(stop)])])
-        if world > 1:                                  # the mean over all samples, and all stop together
-            dist.all_reduce(facts)
-        bce, soft_iou, norm, stopped = (facts / world).tolist()
-        # an infinite gradient alone is everyday life for fp16: the scaler skips the step and scales less
-        if not math.isfinite(bce + soft_iou) or not (math.isfinite(norm) or scaler.is_enabled()):
-            raise ValueError(f"loss is {bce + soft_iou} at step {step}, gradient norm {norm}, "
-                             f"lr {scheduler.get_last_lr()[-1]:.2g}: try a lower --lr or --amp off"
-                             + f", --init {out}/last.pt has the last good state" * (out / "last.pt").exists())
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        ema.update_parameters(net)
-
-        last = stopped or step == args.steps
-        evaluates = step % args.eval_every == 0 or step == args.steps
-        if rank == 0 and (step % LOG_EVERY == 0 or last):
-            rate = (step - timed) * args.batch_size / (time.perf_counter() - clock)
-            clock, timed = time.perf_counter(), step
-            record(step, loss=bce + soft_iou, bce=bce, soft_iou=soft_iou,
-                   lr=scheduler.get_last_lr()[-1], grad_norm=norm, samples_per_s=rate,
-                   made_per_s=rate / args.echo)
-            bar.set_postfix(loss=f"{bce + soft_iou:.3f}", iou=f"{best_iou:.3f}", refresh=False)
-        if rank == 0 and (evaluates or last or time.perf_counter() - saved > SAVE_EVERY):
-            save("last.pt", step, pending=evaluates)   # before the evaluation: what ends that costs no step
-            saved = time.perf_counter()
-        if rank == 0 and evaluates:
-            assess(step)
-            clock, timed = time.perf_counter(), step
-        if stopped:
-            break
-    if rank == 0:
-        board.close()
-        log.close()
-    say(f"{out}: step {step} of {args.steps}, best held-out IoU {best_iou:.3f}", file=sys.stderr)
-    return 130 if step < args.steps else 0
+    defaults: flag -> value. A run has the same flags.
+    """
+    last = folder / "last.pt"
+    if not last.is_file():
+        raise ValueError(f"no {last}: {folder} is no run, or stopped before its first save")
+    checkpoint = load_checkpoint(last)
+    types = {"args": dict, "step": int, "best_iou": float | None, "log_size": int, "files": dict,
+             **dict.fromkeys(STATES, dict)}
+    flags = {name: float | None if name == "lr" else str | None if value is None else type(value)
+             for name, value in defaults.items() if name not in ("out", "resume")}
+    args = checkpoint.get("args")
+    if not (all(isinstance(checkpoint.get(name), kind) for name, kind in types.items())
+            and args.keys() == flags.keys()
+            and all(isinstance(args[name], kind) for name, kind in flags.items())
+            and 0 <= checkpoint["step"] <= args["steps"]):
+        raise ValueError(f"{last} holds no run that can go on: weights alone, a run with other flags, or damage; "
+                         f"--init {last} starts from its weights")
+    return checkpoint
 
 
 def first_network(args: argparse.Namespace) -> nn.Module:
-    """A new network; sets args.encoder_weights to what it was built from, which a resumed run must know."""
+    """A new network; sets args.encoder_weights to what it was built from."""
     asked = args.encoder_weights
     try:
         args.encoder_weights = asked or "imagenet"
@@ -433,41 +325,227 @@ def first_network(args: argparse.Namespace) -> nn.Module:
         return build(args.arch, args.encoder)
 
 
-def trim_log(path: Path, step: int, pending: bool) -> None:
-    """Drops the lines that a run wrote after its last checkpoint, and half a line that a crash left.
+@contextmanager
+def open_run(out: Path, start: int, log_size: int) -> Iterator[tuple]:
+    """Yields TensorBoard's writer and the log, without what a crashed run wrote after its last checkpoint.
 
-    pending: the scores of the last step are still to come, and go too.
+    No other process can open the run until this one ends, however it ends: then ValueError.
     """
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        half = path.with_name(path.name + ".tmp")
-        records = map(json.loads, lines)
-        half.write_text("".join(line for line, record in zip(lines, records) if record["step"] < step or
-                                record["step"] == step and not (pending and "held_out/iou" in record)))
-        os.replace(half, path)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with (FileLock(out / ".lock", timeout=2), (out / "log.jsonl").open("ab") as log,
+              closing(SummaryWriter(out, purge_step=start + 1)) as board):
+            log.truncate(min(log_size, log.tell()))
+            log.seek(0, os.SEEK_END)
+            for left in out.glob("*.pt.tmp"):          # of a kill in the middle of a save
+                left.unlink()
+            yield board, log
+    except Timeout as e:
+        raise ValueError(f"{out} is in use by another train.py: --out names another folder") from e
 
 
-@torch.inference_mode()
-def show(board: SummaryWriter, net: nn.Module, held_out: Synth, step: int) -> None:
-    """Image, truth and probability of the same held-out samples, one row each."""
-    net.eval()
-    rows = []
-    for i in range(N_PICTURES):
-        image, mask, _ = held_out.make_sample(held_out.seed, i)
-        image = torch.from_numpy(image).to(net.mean.device)[None]        # (1, 3, H, W)
-        prob = net(image).float().sigmoid()                               # (1, 1, H, W)
-        truth = torch.from_numpy(mask).to(image.device)[None].float()
-        row = torch.cat([image / 255, truth.expand(-1, 3, -1, -1), prob.expand(-1, 3, -1, -1)])
-        rows.append(F.interpolate(row, (256, 256), mode="area"))
-    board.add_image("image, truth, probability", make_grid(torch.cat(rows).cpu(), nrow=6), step)
+def record(board: SummaryWriter, log, step: int, values: dict[str, float]) -> None:
+    values = {name: value for name, value in values.items() if math.isfinite(value)}       # NaN is no JSON
+    for name, value in values.items():
+        board.add_scalar(name, value, step)
+    log.write(json.dumps({"step": step, **values}).encode() + b"\n")
+    log.flush()
+    board.flush()
+
+
+def save(path: Path, log, net: nn.Module, parts: list, **facts) -> None:
+    """parts: what has the STATES. facts: JSON types. The disk never has a checkpoint before its log lines."""
+    os.fsync(log.fileno())
+    states = {name: part.state_dict() for name, part in zip(STATES, parts)}
+    save_checkpoint(pack(net, log_size=log.tell(), **states, **facts), path)
+
+
+def assess(board: SummaryWriter, log, net: nn.Module, pictures: Pictures, step: int, stop: list):
+    """Scores the held-out pictures and shows the first ones -> IoU; None, and nothing told, if stopped."""
+    rows = score(net, pictures, tables=False, stop=stop)
+    grid = []
+    for image, truth, _ in (pictures[i] for i in range(min(N_PICTURES, len(pictures))) if not stop):
+        if image is not None:
+            prob = predict_prob(net, image)                        # (H, W)
+            maps = [image] + [np.repeat(np.uint8(255 * a)[..., None], 3, 2) for a in (truth, prob)]
+            grid.append(np.hstack([cv2.resize(a, (256, 256), interpolation=cv2.INTER_AREA) for a in maps]))
+    if stop:
+        return None
+    scores = summarise(rows)
+    record(board, log, step, {f"held_out/{name}": value for name, value in scores.items()}
+           | {f"iou_by_{name}": values["iou"] for name, values in breakdown(rows).items()})
+    board.add_image("image, truth, probability", np.vstack(grid), step, dataformats="HWC")
+    return scores["iou"]
+
+
+def mean_over_ranks(values: torch.Tensor, world: int) -> list[float]:
+    if world > 1:
+        dist.all_reduce(values)
+    return (values / world).tolist()
+
+
+def handle_stops(handler) -> None:
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:             # as nohup leaves SIGHUP
+            signal.signal(number, handler)
+
+
+def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for name in ("accumulate", "echo"):
+        if args.batch_size % (multiple := world * getattr(args, name)):
+            raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world} processes with "
+                             f"--{name} {getattr(args, name)}: make it a multiple of {multiple}")
+    out = Path(args.out)
+    if checkpoint is None and (out / "last.pt").exists():
+        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
+                         "--out names another folder")
+    device, why = pick_device(args.device)
+    amp, why_amp = pick_amp(args.amp, device)
+    print(f"{device}: {why}. {str(amp or 'float32').removeprefix('torch.')}: {why_amp}.", file=sys.stderr)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                device_id=device if device.type == "cuda" else None)
+
+    # -- network: from a run, from a checkpoint, or new
+    torch.manual_seed(args.seed)                       # of the decoder's initial weights
+    net = (from_checkpoint(checkpoint, ema=False) if checkpoint else
+           from_checkpoint(load_checkpoint(Path(args.init))) if args.init else first_network(args))
+    net.to(device, memory_format=torch.channels_last if channels_last(device) else torch.preserve_format)
+    if world > 1 and device.type == "cuda":            # on the CPU, which lacks it, each rank sees its share
+        net = convert_sync_batchnorm(net)              # timm's: torch's would drop timm's activations
+    net.train()
+
+    # -- data
+    first = min(args.eval_every, max(int(FIRST_EVAL * args.steps), 1))
+    evaluations = {first, *range(args.eval_every, args.steps, args.eval_every), args.steps}        # steps
+    # a sample costs about three looks at as many pixels: forward and backward
+    looks = 3 * args.steps * args.batch_size * (args.size / SIZE) ** 2
+    n_eval = int(min(max(EVAL_SHARE * looks / len(evaluations), 8), N_EVAL))
+    train_set, held_out, files = make_data(args, n_eval)
+
+    # -- optimisation
+    pretrained = bool(args.init) or args.encoder_weights != "none"
+    optimizer = make_optimizer(net, args.lr or (INIT_LR if args.init else LR), pretrained)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
+    ema = AveragedModel(net, multi_avg_fn=update_average, use_buffers=True)
+    parts, step, best_iou = [ema.module, optimizer, scaler], 0, None            # as in STATES
+    if checkpoint:
+        step, best_iou = checkpoint["step"], checkpoint["best_iou"]
+        ema.n_averaged.fill_(step)
+        try:
+            for name, part in zip(STATES, parts):
+                part.load_state_dict(checkpoint[name])
+        except Exception as e:                         # torch raises many kinds here
+            raise ValueError(f"{out}/last.pt is damaged: {first_line(e)}") from e
+        if files != checkpoint["files"]:
+            print(f"there were {checkpoint['files']}, now {files}: other samples follow", file=sys.stderr)
+    if args.compile:
+        net.compile()
+    # running statistics play no part in training, and only rank 0's are ever saved or scored
+    forward = DistributedDataParallel(net, broadcast_buffers=False) if world > 1 else net
+    batches = positions(step, args.steps, args.batch_size // world, rank, world, args.echo)
+    loader = DataLoader(train_set, batch_sampler=batches, num_workers=args.workers,
+                        prefetch_factor=4 if args.workers else None, pin_memory=device.type == "cuda",
+                        worker_init_fn=start_worker)
+    flags = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
+    fixed = {"args": flags, "files": files}            # in every checkpoint
+    stop, stopped = [], False
+    handle_stops(lambda *_: stop.append(1))            # it ends after the step or picture it is at
+    opened = (open_run(out, step, checkpoint["log_size"] if checkpoint else 0) if rank == 0
+              else nullcontext((None, None)))
+
+    # -- the loop: save and evaluate, then take a step
+    with (opened as (board, log), closing(iterate(loader)) as made,
+          tqdm(initial=step, total=args.steps, unit="step", disable=None) as bar):
+        if rank == 0:
+            (out / "args.json").write_text(json.dumps(flags, indent=2))
+            for summary in hparams(flags, dict.fromkeys(METRICS, 0)):      # its tab shows their latest values
+                board.file_writer.add_summary(summary)
+        print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters, "
+              + ", ".join(f"{n} {sort}" for sort, n in files.items()) + f"; steps {step} to {args.steps}",
+              file=sys.stderr)
+        samples = last_batches(made, args.echo, device)
+        saved = clock = time.perf_counter()
+        timed = step
+        while True:
+            due = step in evaluations
+            if rank == 0 and (stopped or due or time.perf_counter() - saved > SAVE_EVERY):
+                save(out / "last.pt", log, net, parts, step=step, best_iou=best_iou, **fixed)
+                saved = time.perf_counter()
+            if due and not stopped:
+                iou = assess(board, log, ema.module, held_out, step, stop) if rank == 0 else None
+                if iou is not None and (best_iou is None or not iou < best_iou):   # NaN: nothing is marked
+                    best_iou = iou
+                    save(out / "best.pt", log, net, parts, step=step, best_iou=best_iou, **fixed)
+                stopped, = mean_over_ranks(torch.tensor([float(bool(stop))], device=device), world)
+                clock, timed = time.perf_counter(), step
+            if stopped or step == args.steps:
+                break
+
+            echoes = next(samples)                                 # before the seed: its first start draws one
+            step += 1
+            rng = np.random.default_rng([args.seed, step, rank])
+            torch.manual_seed(int(rng.integers(2**63)))            # dropout, too, is a function of the step
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * lr_at(step - 1, args.steps)
+            image, mask = echo(echoes, rng)                        # (B, 3, H, W), (B, 1, H, W) uint8
+            optimizer.zero_grad(set_to_none=True)
+            losses, n = torch.zeros(2, device=device), args.accumulate         # bce, soft IoU
+            for i, (x, y) in enumerate(zip(image.chunk(n), mask.float().chunk(n)), 1):
+                forward.require_backward_grad_sync = i == n        # ranks exchange gradients once
+                with torch.autocast(device.type, amp, enabled=amp is not None):
+                    logits = forward(x)                            # (B / n, 1, H, W)
+                terms = torch.stack(loss_parts(logits.float(), y)) / n
+                scaler.scale(terms.sum()).backward()
+                losses += terms.detach()
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+            # the mean over all samples, and all ranks stop together
+            facts = torch.cat([losses, norm.view(1), losses.new_tensor([bool(stop)])])
+            bce, soft_iou, norm, stopped = mean_over_ranks(facts, world)
+            # an infinite gradient alone is everyday life for fp16: the scaler skips the step and scales less
+            if not math.isfinite(bce + soft_iou) or not (math.isfinite(norm) or scaler.is_enabled()):
+                saved = f", --init {out}/last.pt has the last good state" * (out / "last.pt").exists()
+                raise ValueError(f"loss is {bce + soft_iou} at step {step}, gradient norm {norm}, "
+                                 f"lr {group['lr']:.2g}: try a lower --lr or --amp off{saved}")
+            scaler.step(optimizer)
+            scaler.update()
+            ema.update_parameters(net)
+
+            bar.update()
+            if rank == 0 and (step % LOG_EVERY == 0 or step == args.steps or stopped):
+                rate = (step - timed) * args.batch_size / (time.perf_counter() - clock)
+                clock, timed = time.perf_counter(), step
+                record(board, log, step, {"loss": bce + soft_iou, "bce": bce, "soft_iou": soft_iou,
+                                          "lr": group["lr"], "grad_norm": norm, "samples_per_s": rate,
+                                          "made_per_s": rate / args.echo})
+                bar.set_postfix(loss=f"{bce + soft_iou:.3f}", iou=best_iou, refresh=False)
+    scored = "" if best_iou is None else f", best held-out IoU {best_iou:.3f}"
+    print(f"{out}: step {step} of {args.steps}{scored}" + f"; --resume {out} goes on" * bool(stopped),
+          file=sys.stderr)
+    return 130 if stopped else 0
 
 
 def main(argv=None) -> int:
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handle_stops(signal.default_int_handler)           # until the loop, a signal ends it at once
+    rank = int(os.environ.get("RANK", 0))
     try:
-        return run(parse(argv))
-    except (OSError, ValueError) as e:
-        tqdm.write(f"train.py: {e}", file=sys.stderr)  # on a line of its own, not behind the bar
+        # rank 0 speaks for all; an error may be one rank's own and is always told
+        with open(os.devnull, "w") as quiet, redirect_stderr(quiet if rank else sys.stderr):
+            return run(*parse(argv))
+    except KeyboardInterrupt:
+        print("train.py: stopped before the first step", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, RuntimeError) as e:
+        is_killed = "DataLoader worker" in str(e) and isinstance(e, RuntimeError)
+        if isinstance(e, RuntimeError) and not is_killed:
+            raise                                      # the program's own fault: the traceback tells more
+        print(f"train.py: {last_line(e)}" + " Did memory run out? Try fewer --workers." * is_killed,
+              file=sys.stderr)
         return 2
     finally:                                           # as it was found, for those who call main from Python
         for number, handler in handlers.items():

@@ -388,7 +388,7 @@ def test_awkward_logos(tmp_path, capsys):
     good = np.zeros((40, 60, 4), np.uint8)
     good[10:30, 10:50] = 200
     Image.fromarray(good).save(tmp_path / "good.png")
-    Image.fromarray(good[..., :3]).save(tmp_path / "opaque.png")
+    Image.fromarray(good[..., :3] | 1).save(tmp_path / "opaque.png")         # around it, not quite black
     Image.fromarray(good * 0).save(tmp_path / "empty.png")
     Image.fromarray(good[10:11, 10:11]).save(tmp_path / "dot.png")
     Image.fromarray(good).convert("P").save(tmp_path / "palette.png", transparency=0)
@@ -403,10 +403,10 @@ def test_awkward_logos(tmp_path, capsys):
     assert load_logo(str(tmp_path / "good.png"))[0].shape == (20, 40, 4)         # cropped to what is there
     err = capsys.readouterr().err
     assert all(f"{name}.png" in err for name in ("opaque", "empty", "dot", "broken"))
-    assert "alpha channel" in err and "--cut-out" in err
+    assert "alpha channel" in err
 
 
-def test_surroundings_are_cut_out_only_where_asked(tmp_path, capsys):
+def test_pure_surroundings_of_an_opaque_logo_are_cut_out(tmp_path, capsys):
     logo = np.full((40, 60, 3), 255, np.uint8)
     logo[10:30, 10:50] = (200, 30, 30)
     logo[15:25, 20:40] = 255                                       # white inside the mark is the mark's
@@ -414,12 +414,11 @@ def test_surroundings_are_cut_out_only_where_asked(tmp_path, capsys):
     Image.fromarray(255 - logo).save(tmp_path / "black.png")
     for name in ("white", "black"):
         path = str(tmp_path / f"{name}.png")
-        assert load_logo(path) is None
-        cut = load_logo(path, cut_out=True)[0]
+        cut = load_logo(path)[0]
         assert cut.shape == (20, 40, 4) and (cut[..., 3] == 255).all()
-    assert capsys.readouterr().err.count("--cut-out") == 2
+    assert capsys.readouterr().err.count("taken for clear") == 2
     argv = [str(tmp_path / "x.png"), "--logos", str(tmp_path), "--recipe", "clwd", "--n", "2"]
-    assert synth.main(argv) == 2 and synth.main([*argv, "--cut-out"]) == 0
+    assert synth.main(argv) == 0
 
 
 def test_photos_of_every_mode(tmp_path):

@@ -62,10 +62,11 @@ def plain(value):
 
 
 def assert_same_run(a, b):
-    """Bit for bit: weights, EMA, optimizer, scheduler, scaler, best IoU, log lines, events."""
+    """Bit for bit: weights, EMA, optimizer, scaler, best IoU, log lines, events."""
     for name in ("last.pt", "best.pt"):
         one, other = plain(load_checkpoint(a / name)), plain(load_checkpoint(b / name))
-        assert all(one[key] == other[key] for key in one), [key for key in one if one[key] != other[key]]
+        differ = {key for key in one if one[key] != other[key]}
+        assert differ <= {"log_size"}                                 # speeds have more or fewer digits
     logs = [[{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in read_log(out)]
             for out in (a, b)]
     assert logs[0] == logs[1]
@@ -202,7 +203,7 @@ def test_a_run_writes_what_it_promises(tmp_path, photos, logos, capsys):
     assert {"loss", "bce", "soft_iou", "lr", "grad_norm", "samples_per_s", "made_per_s",
             "held_out/iou", "held_out/f1", "held_out/false_alarm_rate"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in log if "loss" in r])
-    assert len(events.Images("image, truth, probability")) == 2
+    assert len(events.Images("image, truth, probability")) == 3      # a fifth, half, the end
     start = parse_session_start_info_plugin_data(
         events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     assert start.hparams["size"].number_value == 32 and start.hparams["arch"].string_value == "linknet"
@@ -234,11 +235,6 @@ def test_100_steps_are_37_and_63_bit_for_bit(tmp_path, photos, logos, monkeypatc
     capsys.readouterr()
     assert train.main(["--resume", str(halves), "--arch", "fpn"]) == 2
     assert "leave out --arch fpn, which was pspnet" in capsys.readouterr().err
-    older = tmp_path / "older"
-    older.mkdir()
-    save_checkpoint(load_checkpoint(halves / "last.pt") | {"rng": 1}, older / "last.pt")
-    assert train.main(["--resume", str(older)]) == 2
-    assert f"--init {older}/last.pt goes on from its weights" in capsys.readouterr().err
     assert train.main(["--resume", str(halves), "--steps", "100"]) == 0
     assert_same_run(whole, halves)
 
@@ -418,12 +414,10 @@ def test_a_new_network_learns_all_its_statistics(tmp_path, photos, logos):
 def test_own_marks_are_learned_beside_general_ones(tmp_path, photos, logos, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mark.png").write_bytes(next(logos.glob("*.png")).read_bytes())
-    own, general = Synth(photos, tmp_path / "mine", size=32), Synth(photos, logos, size=32)
-    both = train.Mixed(own, general)
-    for i in range(20):
-        assert any(np.array_equal(both[i][0], source[i][0]) for source in (own, general))
-    names = train.Mixed(["own"] * 1000, ["general"] * 1000)
-    assert [[names[i] for i in range(n)].count("general") for n in (10, 1000)] == [3, 300]
+    names = train.Mixed([("own", i) for i in range(700)], [("general", i) for i in range(300)], 0.3)
+    mixed = [names[i] for i in range(1000)]
+    assert [[name for name, _ in mixed[:n]].count("general") for n in (10, 1000)] == [3, 300]
+    assert sorted(mixed) == sorted(names.first + names.second)        # each of both, once
     save_checkpoint(pack(build()), tmp_path / "start.pt")
     seen, real = [], train.DataLoader
     monkeypatch.setattr(train, "DataLoader", lambda data, **rest: seen.append(data) or real(data, **rest))
@@ -433,7 +427,7 @@ def test_own_marks_are_learned_beside_general_ones(tmp_path, photos, logos, monk
     (tmp_path / "mine" / "font.ttf").write_bytes(b"none")
     assert train.main(flags(tmp_path / "c", photos, tmp_path / "mine", *one_step)) == 0
     assert [type(data) for data in seen] == [train.Mixed, Synth, train.Mixed]
-    assert [data.own.recipe for data in seen[::2]] == ["own", "default"]         # words, where a font is
+    assert [data.first.recipe for data in seen[::2]] == ["own", "default"]         # words, where a font is
     monkeypatch.setattr(train, "LOGOS", tmp_path / "mine")             # one logo: fewer than one's own
     assert train.main(flags(tmp_path / "d", photos, logos, *one_step)) == 0 and type(seen[3]) is Synth
 
@@ -462,7 +456,7 @@ def test_an_infinite_gradient_is_skipped_in_fp16_and_stops_otherwise(
     out = tmp_path / "fp16"
     assert train.main(flags(out, photos, logos, "--amp", "fp16")) == 0
     last = load_checkpoint(out / "last.pt")
-    assert last["step"] == last["scheduler"]["last_epoch"] == 4
+    assert last["step"] == 4 and len({r["lr"] for r in read_log(out) if "lr" in r}) == 4     # no step repeats
     taken, = {s["step"].item() for s in last["optimizer"]["state"].values() if "step" in s}
     assert 1 <= taken <= 3 and last["scaler"]["scale"] == 2.0**16 / 2**(4 - taken)     # halved by each skip
     assert all(torch.isfinite(v).all() for part in ("model", "ema") for v in last[part].values())
@@ -551,36 +545,32 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
-def test_a_stop_in_an_evaluation_waits_for_its_end(tmp_path, photos, logos):
-    out = tmp_path / "run"
+def test_a_stop_in_an_evaluation_ends_it_and_the_resumed_run_repeats_it(tmp_path, photos, logos):
+    whole, out = tmp_path / "whole", tmp_path / "run"
     done = subprocess.run([sys.executable, "-c", STOPPED_WHILE_IT_EVALUATES, *flags(out, photos, logos)],
                           cwd=ROOT, start_new_session=True, capture_output=True, text=True, timeout=600)
     assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
-    assert [line["step"] for line in read_log(out) if "held_out/iou" in line] == [2]
-    assert [load_checkpoint(out / f"{name}.pt")["step"] for name in ("best", "last")] == [2, 3]
+    assert not any("held_out/iou" in line for line in read_log(out))
+    assert load_checkpoint(out / "last.pt")["step"] == 1 and not (out / "best.pt").exists()
+    assert "IoU" not in done.stderr                                   # nothing was scored
+    assert len(load_model(out).state_dict()) > 0                      # and the folder serves as weights
+    assert train.main(["--resume", str(out)]) == 0
+    assert train.main(flags(whole, photos, logos)) == 0
+    assert_same_run(whole, out)
 
 
 def test_an_evaluation_that_fails_costs_no_step(tmp_path, photos, logos, monkeypatch, capsys):
-    def evaluate(*args):
+    def score(*args, **kwargs):
         raise ValueError("none of the 3 photos can be read")
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert train.main(flags(whole, photos, logos)) == 0
     with monkeypatch.context() as broken:
-        broken.setattr(train, "evaluate", evaluate)
+        broken.setattr(train, "score", score)
         assert train.main(flags(halves, photos, logos)) == 2
     assert "none of the 3 photos" in capsys.readouterr().err
-    assert load_checkpoint(halves / "last.pt")["step"] == 2
+    assert load_checkpoint(halves / "last.pt")["step"] == 1
     assert train.main(["--resume", str(halves)]) == 0
     assert_same_run(whole, halves)                                    # the scores are made up for
-
-
-def test_a_logo_without_alpha_serves_where_it_is_cut_out(tmp_path, photos, capsys):
-    logo = np.full((60, 90, 3), 255, np.uint8)
-    logo[20:40, 20:70] = (200, 30, 30)
-    Image.fromarray(logo).save(tmp_path / "mine.png")
-    for out, more in (("a", []), ("b", ["--cut-out"])):
-        assert train.main(flags(tmp_path / out, photos, tmp_path, *more)) == 0
-        assert ("no transparency" in capsys.readouterr().err) == (not more)
 
 
 def test_help_needs_nothing(tmp_path):
