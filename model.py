@@ -35,6 +35,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 FORMAT = 1                            # version of the checkpoint dict; raise it when a key changes meaning
+TYPES = {"format": int, "arch": str, "encoder": str, "options": dict, "size": int, "threshold": float,
+         "model": dict, "ema": dict | None}            # of what every checkpoint holds
 WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
 ENCODER = "timm-tf_efficientnet_lite0"  # plain convolutions and BatchNorm: quick on every processor
 SIZE = 512                            # the network looks at SIZE x SIZE pixels, in the picture's own shape
@@ -393,7 +395,7 @@ def load_checkpoint(path: Path) -> dict:
     """Raises FileNotFoundError or ValueError with one sentence. path: a file, or the folder of a run."""
     path = find_weights(path)
     checkpoint = load_plain(path)
-    if not {"format", "arch", "encoder", "options", "size", "threshold", "model", "ema"} <= checkpoint.keys():
+    if not all(isinstance(checkpoint.get(name), kind) for name, kind in TYPES.items()):
         raise ValueError(f"{path} is not one of our checkpoints "
                          "(python model.py import takes the public notebook's)")
     if checkpoint["format"] != FORMAT:

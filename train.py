@@ -68,6 +68,7 @@ METRICS = ("held_out/iou", "held_out/f1", "held_out/false_alarm_rate")     # bes
 LOGOS = Path(__file__).parent / "logos"
 LEAST = {"steps": 1, "batch_size": 1, "echo": 1, "accumulate": 1, "eval_every": 1, "size": 32, "seed": 0,
          "workers": 0}     # flag -> its smallest value
+AMPS = "auto", "bf16", "fp16", "off"
 STATES = "ema", "optimizer", "scaler"     # of a checkpoint, beside the network
 MOVES = ("images", "logos", "pairs", "device", "workers", "accumulate")    # what --resume takes anew
 NEWTON_SCHULZ = muon.zeropower_via_newtonschulz              # timm's; see make_optimizer
@@ -112,10 +113,8 @@ def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> Muon:
     encoder, decoder = [], []
     for name, p in net.named_parameters():
         (encoder if name.startswith("model.encoder.") else decoder).append(p)
-    slow = lr * (ENCODER_LR if pretrained else 1)
-    return Muon([{"params": encoder, "lr": slow, "initial_lr": slow},
-                 {"params": decoder, "lr": lr, "initial_lr": lr}],
-                weight_decay=WEIGHT_DECAY, nesterov=True, betas=BETAS)
+    return Muon([{"params": encoder, "lr": lr * (ENCODER_LR if pretrained else 1)},
+                 {"params": decoder, "lr": lr}], weight_decay=WEIGHT_DECAY, nesterov=True, betas=BETAS)
 
 
 class Mixed(Dataset):
@@ -140,8 +139,8 @@ class Pairs(Dataset):
         rng, n = np.random.default_rng([self.seed, i]), len(self.pictures)
         for k in (int(rng.integers(n)) + np.arange(n)) % n:        # the next one where that cannot be read
             image, mask, meta = self.pictures[k]
-            for note in meta["notes"]:
-                warn_once(f"--pairs, {meta['name']}: {note.replace('scored', 'taken')}")
+            for note in meta["notes"]:                 # each skipped pair by name, other oddities once
+                warn_once(f"--pairs: {note.split(':')[0]}" + f": {meta['name']}" * (image is None))
             if image is not None:
                 image, mask = crop(rng, image, mask, self.size)
                 return np.ascontiguousarray(image.transpose(2, 0, 1)), mask[None]
@@ -149,7 +148,7 @@ class Pairs(Dataset):
 
 
 def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures, dict[str, int]]:
-    """-> training crops, the held-out pictures that choose best.pt, and how many files there are of each sort.
+    """-> training crops, the held-out pictures that choose best.pt, how many files there are of each sort.
 
     With --init, one's own logos come without the general words unless a font lies beside them, and general
     samples keep the other marks in mind.
@@ -167,7 +166,8 @@ def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures,
     if args.pairs:
         folder = Path(args.pairs).resolve()
         pairs, val = folder_sets(folder)[0], folder.with_name("val")
-        data, files["pairs"] = Mixed(data, Pairs(pairs, args.size, args.seed), args.pairs_share), len(pairs)
+        data = Mixed(data, Pairs(pairs, args.size, args.seed), args.pairs_share)
+        files = {"pairs": len(pairs)} | (files if args.pairs_share < 1 else {})
         if find_layout(val):
             held_out = folder_sets(val, n_eval)[0]
         elif args.pairs_share == 1:
@@ -245,8 +245,8 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
     add("--encoder", default=ENCODER, help="an smp encoder, or tu-NAME of timm (default: %(default)s)")
     add("--encoder-weights", help="imagenet (downloaded), none, or a file with the encoder's tensors "
         "(default: imagenet, or none where it cannot be downloaded)")
-    add("--init", help="start from this checkpoint, or the best of a run's folder, with its architecture; "
-        "the learning rate falls, and a share of samples keeps the marks of our logos/")
+    add("--init", help="start from this checkpoint or run's folder, with its architecture; the learning rate "
+        "falls, and a share of samples keeps the marks of our logos/")
     # optimisation
     add("--steps", type=int, default=20_000, help="(default: %(default)s)")
     add("--batch-size", type=int, default=32, help="samples per step over all GPUs (default: %(default)s)")
@@ -258,9 +258,8 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
     add("--seed", type=int, default=0, help="of samples and initial weights (default: %(default)s)")
     # machine
     add("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
-    add("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="(default: %(default)s)")
-    add("--compile", action="store_true",
-        help="torch.compile: slower start, faster steps on a GPU (on the CPU slower ones)")
+    add("--amp", choices=AMPS, default="auto", help="(default: %(default)s)")
+    add("--compile", action="store_true", help="torch.compile: pays on a GPU in long runs, not on the CPU")
     # run
     add("--out", default="runs/watermark", help="folder of the run (default: %(default)s)")
     add("--eval-every", type=int, default=1000, help="steps between evaluations; the first comes after a "
@@ -280,7 +279,7 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
         args.logos = None                              # the checkout's own, wherever it moves
     for name, least in LEAST.items():
         if getattr(args, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)} and must be at least {least}")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}")
     if args.echo > args.steps:
         raise ValueError(f"--echo {args.echo} needs as many --steps, not {args.steps}")
     if not (0 < args.pairs_share <= 1 and 0 < (LR if args.lr is None else args.lr) < math.inf):
@@ -305,9 +304,10 @@ def load_run(folder: Path, defaults: dict) -> dict:
     if not (all(isinstance(checkpoint.get(name), kind) for name, kind in types.items())
             and args.keys() == flags.keys()
             and all(isinstance(args[name], kind) for name, kind in flags.items())
-            and 0 <= checkpoint["step"] <= args["steps"]):
-        raise ValueError(f"{last} holds no run that can go on: weights alone, a run with other flags, or damage; "
-                         f"--init {last} starts from its weights")
+            and 0 <= checkpoint["step"] <= args["steps"] and checkpoint["log_size"] >= 0
+            and args["amp"] in AMPS):
+        raise ValueError(f"{last} holds no run that can go on, but weights alone, a run with other flags, or "
+                         f"damage; --init {last} starts from its weights")
     return checkpoint
 
 
@@ -362,19 +362,20 @@ def save(path: Path, log, net: nn.Module, parts: list, **facts) -> None:
 
 def assess(board: SummaryWriter, log, net: nn.Module, pictures: Pictures, step: int, stop: list):
     """Scores the held-out pictures and shows the first ones -> IoU; None, and nothing told, if stopped."""
-    rows = score(net, pictures, tables=False, stop=stop)
-    grid = []
+    rows, grid = score(net, pictures, tables=False, stop=stop), []
     for image, truth, _ in (pictures[i] for i in range(min(N_PICTURES, len(pictures))) if not stop):
         if image is not None:
-            prob = predict_prob(net, image)                        # (H, W)
-            maps = [image] + [np.repeat(np.uint8(255 * a)[..., None], 3, 2) for a in (truth, prob)]
+            maps = [image] + [np.repeat(np.uint8(255 * a)[..., None], 3, 2)        # (H, W, 3) each
+                              for a in (truth, predict_prob(net, image))]
             grid.append(np.hstack([cv2.resize(a, (256, 256), interpolation=cv2.INTER_AREA) for a in maps]))
-    if stop:
+    rows = [row for row in rows if "tp" in row]        # without those that were skipped
+    if stop or not rows:
         return None
     scores = summarise(rows)
     record(board, log, step, {f"held_out/{name}": value for name, value in scores.items()}
            | {f"iou_by_{name}": values["iou"] for name, values in breakdown(rows).items()})
-    board.add_image("image, truth, probability", np.vstack(grid), step, dataformats="HWC")
+    if grid:
+        board.add_image("image, truth, probability", np.vstack(grid), step, dataformats="HWC")
     return scores["iou"]
 
 
@@ -409,6 +410,14 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
                                 device_id=device if device.type == "cuda" else None)
 
+    # -- data
+    first = min(args.eval_every, max(int(FIRST_EVAL * args.steps), 1))
+    evaluations = {first, *range(args.eval_every, args.steps, args.eval_every), args.steps}        # steps
+    # a sample costs about three looks at as many pixels: forward and backward
+    looks = 3 * args.steps * args.batch_size * (args.size / SIZE) ** 2
+    n_eval = int(min(max(EVAL_SHARE * looks / len(evaluations), 8), N_EVAL))
+    train_set, held_out, files = make_data(args, n_eval)
+
     # -- network: from a run, from a checkpoint, or new
     torch.manual_seed(args.seed)                       # of the decoder's initial weights
     net = (from_checkpoint(checkpoint, ema=False) if checkpoint else
@@ -418,17 +427,10 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
         net = convert_sync_batchnorm(net)              # timm's: torch's would drop timm's activations
     net.train()
 
-    # -- data
-    first = min(args.eval_every, max(int(FIRST_EVAL * args.steps), 1))
-    evaluations = {first, *range(args.eval_every, args.steps, args.eval_every), args.steps}        # steps
-    # a sample costs about three looks at as many pixels: forward and backward
-    looks = 3 * args.steps * args.batch_size * (args.size / SIZE) ** 2
-    n_eval = int(min(max(EVAL_SHARE * looks / len(evaluations), 8), N_EVAL))
-    train_set, held_out, files = make_data(args, n_eval)
-
     # -- optimisation
     pretrained = bool(args.init) or args.encoder_weights != "none"
     optimizer = make_optimizer(net, args.lr or (INIT_LR if args.init else LR), pretrained)
+    peaks = [group["lr"] for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
     ema = AveragedModel(net, multi_avg_fn=update_average, use_buffers=True)
     parts, step, best_iou = [ema.module, optimizer, scaler], 0, None            # as in STATES
@@ -438,6 +440,9 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
         try:
             for name, part in zip(STATES, parts):
                 part.load_state_dict(checkpoint[name])
+            for p, values in optimizer.state.items():
+                if any(v.ndim and v.shape != p.shape for v in values.values() if isinstance(v, torch.Tensor)):
+                    raise ValueError("a tensor of the optimizer has another shape than its weights")
         except Exception as e:                         # torch raises many kinds here
             raise ValueError(f"{out}/last.pt is damaged: {first_line(e)}") from e
         if files != checkpoint["files"]:
@@ -485,12 +490,12 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
             if stopped or step == args.steps:
                 break
 
-            echoes = next(samples)                                 # before the seed: its first start draws one
+            echoes = next(samples)                                 # first: to start workers draws randomly
             step += 1
             rng = np.random.default_rng([args.seed, step, rank])
             torch.manual_seed(int(rng.integers(2**63)))            # dropout, too, is a function of the step
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * lr_at(step - 1, args.steps)
+            for group, peak in zip(optimizer.param_groups, peaks):
+                group["lr"] = peak * lr_at(step - 1, args.steps)
             image, mask = echo(echoes, rng)                        # (B, 3, H, W), (B, 1, H, W) uint8
             optimizer.zero_grad(set_to_none=True)
             losses, n = torch.zeros(2, device=device), args.accumulate         # bce, soft IoU

@@ -1,20 +1,26 @@
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from filelock import FileLock
+from PIL import Image, ImageFont
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import (parse_experiment_plugin_data,
                                                   parse_session_start_info_plugin_data)
 
 import train
 from conftest import ROOT
+import eval as evaluation
+import synth
 from model import build, load_checkpoint, load_model, pack, save_checkpoint
 from synth import Synth
 from train import loss_parts, lr_at, positions
@@ -199,11 +205,12 @@ def test_a_run_writes_what_it_promises(tmp_path, photos, logos, capsys):
     load_model(out / "best.pt")
     log = read_log(out)
     assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4]
+    assert [r["step"] for r in log if "held_out/iou" in r] == [1, 2, 4]         # a fifth, half, the end
     events = read_events(out)
     assert {"loss", "bce", "soft_iou", "lr", "grad_norm", "samples_per_s", "made_per_s",
             "held_out/iou", "held_out/f1", "held_out/false_alarm_rate"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in log if "loss" in r])
-    assert len(events.Images("image, truth, probability")) == 3      # a fifth, half, the end
+    assert len(events.Images("image, truth, probability")) == 3
     start = parse_session_start_info_plugin_data(
         events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     assert start.hparams["size"].number_value == 32 and start.hparams["arch"].string_value == "linknet"
@@ -224,7 +231,7 @@ def test_100_steps_are_37_and_63_bit_for_bit(tmp_path, photos, logos, monkeypatc
     def stops_at_37(logits, mask):
         calls.append(1)
         if len(calls) == 37:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(train.STOP_SIGNALS[-1])               # SIGHUP, but on Windows
         return real(logits, mask)
     monkeypatch.setattr(train, "loss_parts", stops_at_37)
     assert train.main(flags(halves, photos, logos, *more)) == 130
@@ -532,6 +539,73 @@ def test_ctrl_c_saves_though_it_reaches_the_workers_too(tmp_path, photos, logos)
     assert step >= 20 and read_log(out)[-1]["step"] == step
 
 
+def test_nohup_holds(tmp_path, photos, logos, monkeypatch):
+    number, real = train.STOP_SIGNALS[-1], train.loss_parts
+    monkeypatch.setattr(train, "loss_parts", lambda *a: signal.raise_signal(number) or real(*a))
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert train.main(flags(tmp_path / "run", photos, logos)) == 0
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def broken_font() -> bytes:
+    """Pillow's own font with junk for letters: it opens, and cannot be drawn."""
+    font = bytearray(ImageFont.load_default(20).font_bytes)
+    at = font.index(b"glyf")
+    start, length = (int.from_bytes(font[at + k:at + k + 4], "big") for k in (8, 12))
+    font[start:start + length] = b"\xff" * length
+    return bytes(font)
+
+
+@pytest.mark.parametrize("trouble, says", [("killed", "is killed by signal: Killed"), ("photos", "photos in"),
+                                           ("font", "broken.ttf opens as a font but cannot be drawn")])
+def test_trouble_in_a_worker_is_one_sentence_and_leaves_no_process(
+        trouble, says, tmp_path, photos, logos, monkeypatch, capsys):
+    real, calls = train.loss_parts, []
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(logos, tmp_path / "logos")
+    if trouble == "font":
+        (tmp_path / "logos" / "broken.ttf").write_bytes(broken_font())
+
+    def loss_parts(logits, mask):
+        calls.append(1)
+        if len(calls) == 3 and trouble == "killed":
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        if len(calls) == 3 and trouble == "photos":
+            shutil.rmtree(tmp_path / "photos" / "train")
+        return real(logits, mask)
+    monkeypatch.setattr(train, "loss_parts", loss_parts)
+    assert train.main(flags(tmp_path / "run", tmp_path / "photos", tmp_path / "logos", "--workers", "2",
+                            "--steps", "99999", "--eval-every", "99999")) == 2
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert len(err) == 1 and says in err[0] and not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_one_run_a_folder_and_after_kill_9_neither_lock_nor_worker(tmp_path, photos, logos, capsys):
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags(
+        out, photos, logos, "--steps", "100000", "--workers", "2")], stderr=subprocess.DEVNULL)
+    while not (out / "last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [Path("/proc", pid) for pid in children]
+    assert len(workers) >= 2
+    assert train.main(["--resume", str(out)]) == 2
+    assert "in use by another train.py" in capsys.readouterr().err
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(path.exists() for path in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    with FileLock(out / ".lock", timeout=0):
+        pass
+
+
 STOPPED_WHILE_IT_EVALUATES = START + """
 import eval
 real, calls = eval.predict_prob, []
@@ -571,6 +645,149 @@ def test_an_evaluation_that_fails_costs_no_step(tmp_path, photos, logos, monkeyp
     assert load_checkpoint(halves / "last.pt")["step"] == 1
     assert train.main(["--resume", str(halves)]) == 0
     assert_same_run(whole, halves)                                    # the scores are made up for
+
+
+# ---------------------------------------------------------------- runs that move, runs that are damaged
+
+def test_a_run_moves(tmp_path, photos, logos, monkeypatch, capsys):
+    """Its photos, the checkout and the number of workers are others, and it ends as it would have."""
+    whole, out, real, calls = tmp_path / "whole", tmp_path / "moved", train.loss_parts, []
+    shutil.copytree(photos, tmp_path / "before")
+
+    def stops_at_two(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args)
+    assert train.main(flags(whole, photos, logos)) == 0
+    with monkeypatch.context() as m:
+        m.setattr(train, "loss_parts", stops_at_two)
+        assert train.main(flags(tmp_path / "run", tmp_path / "before", logos)) == 130
+    (tmp_path / "run").rename(out)
+    (tmp_path / "before").rename(tmp_path / "after")
+    shutil.copytree(logos, tmp_path / "checkout" / "logos")
+    monkeypatch.setattr(train, "LOGOS", tmp_path / "checkout" / "logos")
+    assert load_checkpoint(out / "last.pt")["args"]["logos"] is None             # the checkout's own
+    capsys.readouterr()
+    resume = ["--resume", str(out)]
+    assert train.main(resume) == 2 and "before is not a folder" in capsys.readouterr().err
+    for flag, value, was in (("--arch", "fpn", "linknet"), ("--steps", "5", "4"), ("--seed", "1", "0")):
+        assert train.main([*resume, flag, value]) == 2
+        assert f"leave out {flag} {value}, which was {was}" in capsys.readouterr().err
+    moved = ["--images", str(tmp_path / "after"), "--workers", "1", "--device", "auto", "--accumulate", "2",
+             "--logos", str(tmp_path / "checkout" / "logos")]
+    shutil.copytree(out, tmp_path / "parts")
+    assert train.main(["--resume", str(tmp_path / "parts"), *moved]) == 0
+    moved[4:8] = ["--device", "cpu"]
+    assert train.main([*resume, *moved]) == 0
+    assert "other samples" not in capsys.readouterr().err
+    for name in ("last.pt", "best.pt"):
+        one, other = (plain(load_checkpoint(folder / name)) for folder in (whole, out))
+        assert {key for key in one if one[key] != other[key]} <= {"log_size", "args"}
+    next((tmp_path / "after" / "train").iterdir()).unlink()
+    assert train.main([*resume, "--images", str(tmp_path / "after")]) == 0
+    err = capsys.readouterr().err
+    assert "'photos': 30" in err and "'photos': 29" in err and "other samples" in err
+
+
+def test_a_damaged_run_is_one_sentence(tmp_path, photos, logos, capsys):
+    assert train.main(flags(tmp_path / "run", photos, logos, "--steps", "1")) == 0
+    path = tmp_path / "run" / "last.pt"
+    good = load_checkpoint(path) | {"step": 0}
+    args, optimizer = good["args"], good["optimizer"]
+    state = {k: {n: torch.zeros(7) for n in v} for k, v in optimizer["state"].items()}
+    released = load_checkpoint(ROOT / "weights" / "watermark.pt")
+    cases = [good | {key: value} for key, value in [
+        ("args", None), ("args", [1]), ("args", {}), ("args", args | {"stranger": 1}), ("optimizer", None),
+        ("optimizer", {}), ("optimizer", optimizer | {"state": state}),
+        ("optimizer", optimizer | {"state": {0: 1}}), ("optimizer", optimizer | {"param_groups": []}),
+        ("ema", None), ("ema", {}), ("ema", [1]), ("model", None), ("model", {}), ("scaler", None),
+        ("step", "0"), ("step", 2), ("step", -1), ("step", 0.5), ("step", None), ("best_iou", "x"), ("log_size", None), ("log_size", -1), ("files", None),
+        ("options", None), ("arch", 3), ("threshold", "x"), ("size", None), ("format", 9)]]
+    cases += [good | {"args": args | {key: value}} for key, value in [
+        ("steps", 1.0), ("steps", "1"), ("lr", "x"), ("size", 0), ("images", 3), ("amp", "x"), ("arch", None),
+        ("seed", -1), ("workers", None), ("compile", "no"), ("device", "tpu9"), ("echo", 0),
+        ("accumulate", 7)]]
+    capsys.readouterr()
+    for case in [*cases, released, [1]]:
+        torch.save(case, path)
+        assert train.main(["--resume", str(tmp_path / "run")]) == 2
+        err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("cpu: ")]
+        assert len(err) == 1 and err[0].startswith("train.py: "), err
+    torch.save(good | {"step": 1}, path)
+    with (tmp_path / "run" / "log.jsonl").open("a") as log:
+        log.write('garbage\n{"step": 1, "lo')
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0 and len(read_log(tmp_path / "run")) == 2
+
+
+# ---------------------------------------------------------------- a labelled set on disk
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory, photos, logos):
+    """train/ and val/ of a small set in our own layout; in train/ also a lone mask and a broken image."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for part, n in (("train", 6), ("val", 3)):
+        assert synth.main([str(folder / part), "--images", str(photos), "--logos", str(logos),
+                           "--recipe", "logo-h", "--n", str(n), "--workers", "1"]) == 0
+        (folder / part / "meta.jsonl").unlink()
+    (folder / "train" / "images" / "broken.png").write_bytes(b"no picture")
+    (folder / "train" / "masks" / "broken.png").write_bytes(b"no picture")
+    shutil.copy(folder / "val" / "masks" / "0000000.png", folder / "train" / "masks" / "lone.png")
+    return folder
+
+
+def test_pairs_are_crops_of_themselves(pairs, capsys):
+    pictures = evaluation.folder_sets(pairs / "train")[0]
+    data = train.Pairs(pictures, 64, seed=0)
+    seen = set()
+    for i in range(40):
+        image, mask = data[i]
+        assert image.shape == (3, 64, 64) and mask.shape == (1, 64, 64)
+        assert image.dtype == mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 1} and mask.any()
+        assert all(np.array_equal(a, b) for a, b in zip(data[i], (image, mask)))
+        seen.add(image.tobytes())
+    assert len(seen) > 30 and not np.array_equal(train.Pairs(pictures, 64, seed=1)[0][0], data[0][0])
+    err = capsys.readouterr().err
+    assert err.count("not a readable picture: broken") == 1 == err.count(": lone")    # each told, and once
+
+
+def test_pairs_keep_their_pixels_and_clean_ones_are_cut_anywhere():
+    def pictures(image, mask):
+        return evaluation.Pictures("x", "-", 1, lambda i: (image, mask, {"name": "", "notes": []}))
+    mask = np.eye(64, dtype=np.uint8)
+    crops = [train.Pairs(pictures(np.full((64, 64, 3), 7, np.uint8), mask), 64, 0)[i] for i in range(20)]
+    assert all((image == 7).all() for image, _ in crops)                         # no camera
+    assert any(np.array_equal(crop[0], mask) for _, crop in crops)
+    ramp = np.arange(900, dtype=np.uint8).reshape(1, 300, 3).repeat(200, 0)
+    clean = train.Pairs(pictures(ramp, np.zeros((200, 300), np.uint8)), 64, 0)
+    assert len({clean[i][0].tobytes() for i in range(10)}) == 10
+
+
+def test_a_run_on_pairs(pairs, tmp_path, photos, logos, monkeypatch, capsys):
+    seen, real = [], train.DataLoader
+    monkeypatch.setattr(train, "DataLoader", lambda data, **rest: seen.append(data) or real(data, **rest))
+    monkeypatch.setattr(train, "score", lambda net, pictures, **rest: seen.append(pictures) or [])
+    train_only = tmp_path / "train"
+    shutil.copytree(pairs / "train", train_only)
+    for name, more in (("mixed", ["--pairs", str(pairs / "train")]), ("alone", ["--pairs", str(train_only),
+                       "--pairs-share", "1"]), ("half", ["--pairs", str(train_only)])):
+        assert train.main(flags(tmp_path / name, photos, logos, "--steps", "1", *more)) == 0
+    (mixed, val), (alone, own), (half, composites) = seen[:2], seen[2:4], seen[4:]
+    assert (mixed.share, alone.share, half.share) == (0.5, 1, 0.5) and isinstance(mixed.second, train.Pairs)
+    assert [len(p) for p in (val, own, composites)] == [3, 6, 6] and val[0][2]["name"] == "0000000"
+    assert composites.name == "default"
+    assert "chosen on pairs that it was trained on" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "alone" / "last.pt")["files"] == {"pairs": 8}
+    assert train.main(flags(tmp_path / "x", photos, logos, "--pairs", str(photos))) == 2
+
+
+@pytest.mark.parametrize("script", [train, evaluation])
+def test_a_labelled_set_is_no_folder_of_clean_photos(script, pairs, logos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert script.main(["--images", str(pairs), "--logos", str(logos)]) == 2
+    err = [line for line in capsys.readouterr().err.splitlines() if line.startswith(script.__name__)]
+    assert len(err) == 1 and f"--pairs {pairs}/" in err[0]
+    assert not (tmp_path / "runs").exists()
 
 
 def test_help_needs_nothing(tmp_path):
