@@ -35,8 +35,11 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 FORMAT = 1                            # version of the checkpoint dict; raise it when a key changes meaning
-TYPES = {"format": int, "arch": str, "encoder": str, "options": dict, "size": int, "threshold": float,
-         "model": dict, "ema": dict | None}            # of what every checkpoint holds
+# what a checkpoint holds: about the network, then about the run, which is None in released weights
+NETWORK = {"format": int, "arch": str, "encoder": str, "options": dict, "size": int, "threshold": float,
+           "model": dict}
+RUN = {"ema": dict, "optimizer": dict, "scaler": dict, "step": int, "best_iou": float, "args": dict,
+       "files": dict, "log_size": int}
 WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
 ENCODER = "timm-tf_efficientnet_lite0"  # plain convolutions and BatchNorm: quick on every processor
 SIZE = 512                            # the network looks at SIZE x SIZE pixels, in the picture's own shape
@@ -344,11 +347,10 @@ def default_dilation(H: int, W: int) -> int:
 # ---------------------------------------------------------------- checkpoint file
 
 def pack(net: Segmenter, **training) -> dict:
-    """The checkpoint dict: plain tensors and JSON types. training: ema, optimizer, step, ... or nothing."""
-    empty = dict.fromkeys(("ema", "optimizer", "scaler", "step", "best_iou", "args"))
+    """The checkpoint dict: plain tensors and JSON types. training: what is in RUN, or nothing."""
     return {"format": FORMAT, "arch": net.arch, "encoder": net.encoder, "options": net.options,
             "size": net.size, "threshold": net.threshold, "certain": net.certain,
-            "model": net.state_dict(), **empty, **training}
+            "model": net.state_dict(), **dict.fromkeys(RUN), **training}
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
@@ -395,7 +397,8 @@ def load_checkpoint(path: Path) -> dict:
     """Raises FileNotFoundError or ValueError with one sentence. path: a file, or the folder of a run."""
     path = find_weights(path)
     checkpoint = load_plain(path)
-    if not all(isinstance(checkpoint.get(name), kind) for name, kind in TYPES.items()):
+    if not all(isinstance(checkpoint.get(name), kind) or name in RUN and checkpoint.get(name) is None
+               for name, kind in {**NETWORK, **RUN}.items()):
         raise ValueError(f"{path} is not one of our checkpoints "
                          "(python model.py import takes the public notebook's)")
     if checkpoint["format"] != FORMAT:

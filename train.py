@@ -288,7 +288,7 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
 
 
 def load_run(folder: Path, defaults: dict) -> dict:
-    """last.pt of a run, its types and ranges checked. ValueError if the run cannot go on.
+    """last.pt of a run, flags checked by type, step by range. ValueError if the run cannot go on.
 
     defaults: flag -> value. A run has the same flags.
     """
@@ -296,16 +296,12 @@ def load_run(folder: Path, defaults: dict) -> dict:
     if not last.is_file():
         raise ValueError(f"no {last}: {folder} is no run, or stopped before its first save")
     checkpoint = load_checkpoint(last)
-    types = {"args": dict, "step": int, "best_iou": float | None, "log_size": int, "files": dict,
-             **dict.fromkeys(STATES, dict)}
-    flags = {name: float | None if name == "lr" else str | None if value is None else type(value)
+    types = {name: float | None if name == "lr" else str | None if value is None else type(value)
              for name, value in defaults.items() if name not in ("out", "resume")}
-    args = checkpoint.get("args")
-    if not (all(isinstance(checkpoint.get(name), kind) for name, kind in types.items())
-            and args.keys() == flags.keys()
-            and all(isinstance(args[name], kind) for name, kind in flags.items())
-            and 0 <= checkpoint["step"] <= args["steps"] and checkpoint["log_size"] >= 0
-            and args["amp"] in AMPS):
+    args, step, size = checkpoint.get("args") or {}, checkpoint.get("step"), checkpoint.get("log_size")
+    if not (args.keys() == types.keys() and all(isinstance(args[name], types[name]) for name in types)
+            and None not in (step, size)
+            and args["amp"] in AMPS and 0 <= step <= args["steps"] and size >= 0):
         raise ValueError(f"{last} holds no run that can go on, but weights alone, a run with other flags, or "
                          f"damage; --init {last} starts from its weights")
     return checkpoint
@@ -326,10 +322,10 @@ def first_network(args: argparse.Namespace) -> nn.Module:
 
 
 @contextmanager
-def open_run(out: Path, start: int, log_size: int) -> Iterator[tuple]:
+def open_run(out: Path, flags: dict, start: int, log_size: int) -> Iterator[tuple]:
     """Yields TensorBoard's writer and the log, without what a crashed run wrote after its last checkpoint.
 
-    No other process can open the run until this one ends, however it ends: then ValueError.
+    No other process can open the run until this one ends, however it ends: it gets a ValueError.
     """
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -339,6 +335,9 @@ def open_run(out: Path, start: int, log_size: int) -> Iterator[tuple]:
             log.seek(0, os.SEEK_END)
             for left in out.glob("*.pt.tmp"):          # of a kill in the middle of a save
                 left.unlink()
+            (out / "args.json").write_text(json.dumps(flags, indent=2))
+            for summary in hparams(flags, dict.fromkeys(METRICS, 0)):      # its tab shows their latest values
+                board.file_writer.add_summary(summary)
             yield board, log
     except Timeout as e:
         raise ValueError(f"{out} is in use by another train.py: --out names another folder") from e
@@ -358,6 +357,19 @@ def save(path: Path, log, net: nn.Module, parts: list, **facts) -> None:
     os.fsync(log.fileno())
     states = {name: part.state_dict() for name, part in zip(STATES, parts)}
     save_checkpoint(pack(net, log_size=log.tell(), **states, **facts), path)
+
+
+def restore(parts: list, checkpoint: dict) -> None:
+    """Loads what save took. ValueError where it is damaged."""
+    try:
+        for name, part in zip(STATES, parts):
+            if name != "scaler" or checkpoint[name]:   # {} where the run had none, on another device
+                part.load_state_dict(checkpoint[name])
+        for p, values in parts[STATES.index("optimizer")].state.items():
+            if any(v.ndim and v.shape != p.shape for v in values.values() if isinstance(v, torch.Tensor)):
+                raise ValueError("a tensor of the optimizer has another shape than its weights")
+    except Exception as e:                             # torch raises many kinds here
+        raise ValueError(f"last.pt is damaged: {first_line(e)}") from e
 
 
 def assess(board: SummaryWriter, log, net: nn.Module, pictures: Pictures, step: int, stop: list):
@@ -391,16 +403,13 @@ def handle_stops(handler) -> None:
             signal.signal(number, handler)
 
 
-def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
+def start_device(args: argparse.Namespace) -> tuple[torch.device, torch.dtype | None, int, int]:
+    """-> device, autocast dtype or None, rank, number of ranks."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     for name in ("accumulate", "echo"):
         if args.batch_size % (multiple := world * getattr(args, name)):
             raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world} processes with "
                              f"--{name} {getattr(args, name)}: make it a multiple of {multiple}")
-    out = Path(args.out)
-    if checkpoint is None and (out / "last.pt").exists():
-        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
-                         "--out names another folder")
     device, why = pick_device(args.device)
     amp, why_amp = pick_amp(args.amp, device)
     print(f"{device}: {why}. {str(amp or 'float32').removeprefix('torch.')}: {why_amp}.", file=sys.stderr)
@@ -409,6 +418,28 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
                                 device_id=device if device.type == "cuda" else None)
+    return device, amp, rank, world
+
+
+def backward(forward, image: torch.Tensor, mask: torch.Tensor, parts: int, amp, scaler) -> torch.Tensor:
+    """Adds up the gradients of a batch, taken in parts -> the two terms of its loss, (2,) float32."""
+    losses = torch.zeros(2, device=image.device)
+    for k, (x, y) in enumerate(zip(image.chunk(parts), mask.float().chunk(parts)), 1):
+        forward.require_backward_grad_sync = k == parts            # ranks exchange gradients once
+        with torch.autocast(image.device.type, amp, enabled=amp is not None):
+            logits = forward(x)                                    # (B / parts, 1, H, W)
+        terms = torch.stack(loss_parts(logits.float(), y)) / parts
+        scaler.scale(terms.sum()).backward()
+        losses += terms.detach()
+    return losses
+
+
+def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
+    out = Path(args.out)
+    if checkpoint is None and (out / "last.pt").exists():
+        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
+                         "--out names another folder")
+    device, amp, rank, world = start_device(args)
 
     # -- data
     first = min(args.eval_every, max(int(FIRST_EVAL * args.steps), 1))
@@ -437,14 +468,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     if checkpoint:
         step, best_iou = checkpoint["step"], checkpoint["best_iou"]
         ema.n_averaged.fill_(step)
-        try:
-            for name, part in zip(STATES, parts):
-                part.load_state_dict(checkpoint[name])
-            for p, values in optimizer.state.items():
-                if any(v.ndim and v.shape != p.shape for v in values.values() if isinstance(v, torch.Tensor)):
-                    raise ValueError("a tensor of the optimizer has another shape than its weights")
-        except Exception as e:                         # torch raises many kinds here
-            raise ValueError(f"{out}/last.pt is damaged: {first_line(e)}") from e
+        restore(parts, checkpoint)
         if files != checkpoint["files"]:
             print(f"there were {checkpoint['files']}, now {files}: other samples follow", file=sys.stderr)
     if args.compile:
@@ -455,26 +479,21 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     loader = DataLoader(train_set, batch_sampler=batches, num_workers=args.workers,
                         prefetch_factor=4 if args.workers else None, pin_memory=device.type == "cuda",
                         worker_init_fn=start_worker)
+    print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters, "
+          + ", ".join(f"{n} {sort}" for sort, n in files.items()) + f"; steps {step} to {args.steps}",
+          file=sys.stderr)
+
+    # -- the loop: save and evaluate, then take a step
     flags = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
     fixed = {"args": flags, "files": files}            # in every checkpoint
     stop, stopped = [], False
-    handle_stops(lambda *_: stop.append(1))            # it ends after the step or picture it is at
-    opened = (open_run(out, step, checkpoint["log_size"] if checkpoint else 0) if rank == 0
+    handle_stops(lambda *_: stop.append(1))            # the run ends after the step or the picture it is at
+    opened = (open_run(out, flags, step, checkpoint["log_size"] if checkpoint else 0) if rank == 0
               else nullcontext((None, None)))
-
-    # -- the loop: save and evaluate, then take a step
     with (opened as (board, log), closing(iterate(loader)) as made,
           tqdm(initial=step, total=args.steps, unit="step", disable=None) as bar):
-        if rank == 0:
-            (out / "args.json").write_text(json.dumps(flags, indent=2))
-            for summary in hparams(flags, dict.fromkeys(METRICS, 0)):      # its tab shows their latest values
-                board.file_writer.add_summary(summary)
-        print(f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters, "
-              + ", ".join(f"{n} {sort}" for sort, n in files.items()) + f"; steps {step} to {args.steps}",
-              file=sys.stderr)
-        samples = last_batches(made, args.echo, device)
-        saved = clock = time.perf_counter()
-        timed = step
+        samples, saved = last_batches(made, args.echo, device), time.perf_counter()
+        clock, timed = saved, step                     # the speed is taken from there on
         while True:
             due = step in evaluations
             if rank == 0 and (stopped or due or time.perf_counter() - saved > SAVE_EVERY):
@@ -498,14 +517,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
                 group["lr"] = peak * lr_at(step - 1, args.steps)
             image, mask = echo(echoes, rng)                        # (B, 3, H, W), (B, 1, H, W) uint8
             optimizer.zero_grad(set_to_none=True)
-            losses, n = torch.zeros(2, device=device), args.accumulate         # bce, soft IoU
-            for i, (x, y) in enumerate(zip(image.chunk(n), mask.float().chunk(n)), 1):
-                forward.require_backward_grad_sync = i == n        # ranks exchange gradients once
-                with torch.autocast(device.type, amp, enabled=amp is not None):
-                    logits = forward(x)                            # (B / n, 1, H, W)
-                terms = torch.stack(loss_parts(logits.float(), y)) / n
-                scaler.scale(terms.sum()).backward()
-                losses += terms.detach()
+            losses = backward(forward, image, mask, args.accumulate, amp, scaler)
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP)
             # the mean over all samples, and all ranks stop together

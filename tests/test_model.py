@@ -432,3 +432,17 @@ def test_marks_of_a_large_picture_stay_or_go_as_a_whole():
         kept = [stays[labels == k].mean() for k in range(n)]
         assert kept[0] == 0 and set(kept) == {0, 1} and 19 < sum(kept) < n - 99
         assert stays[large >= 0.9].all() and stays[0, 0] and stays[-1, -1]
+
+
+def test_the_folder_of_a_run_serves_as_weights(tmp_path):
+    torch.manual_seed(0)
+    for name in ("last", "best"):                                     # last.pt alone, as before the first score
+        net = build("linknet", "tu-mobilenetv3_small_050")
+        save_checkpoint(pack(net, ema=net.state_dict()), tmp_path / f"{name}.pt")
+        assert model.find_weights(tmp_path) == tmp_path / f"{name}.pt" == model.find_weights(tmp_path / f"{name}.pt")
+        assert torch.equal(load_checkpoint(tmp_path)["model"]["model.encoder.model.conv_stem.weight"],
+                           net.state_dict()["model.encoder.model.conv_stem.weight"])
+    assert len(load_model(tmp_path).state_dict()) > 0
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        load_model(tmp_path / "empty")

@@ -677,7 +677,10 @@ def test_a_run_moves(tmp_path, photos, logos, monkeypatch, capsys):
     moved = ["--images", str(tmp_path / "after"), "--workers", "1", "--device", "auto", "--accumulate", "2",
              "--logos", str(tmp_path / "checkout" / "logos")]
     shutil.copytree(out, tmp_path / "parts")
-    assert train.main(["--resume", str(tmp_path / "parts"), *moved]) == 0
+    with monkeypatch.context() as m:                                  # and to a device of another precision
+        m.setattr(train, "pick_amp", lambda *a: (torch.float16, "another device"))
+        assert train.main(["--resume", str(tmp_path / "parts"), *moved]) == 0
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["scaler"]["scale"] > 0
     moved[4:8] = ["--device", "cpu"]
     assert train.main([*resume, *moved]) == 0
     assert "other samples" not in capsys.readouterr().err
@@ -701,9 +704,10 @@ def test_a_damaged_run_is_one_sentence(tmp_path, photos, logos, capsys):
         ("args", None), ("args", [1]), ("args", {}), ("args", args | {"stranger": 1}), ("optimizer", None),
         ("optimizer", {}), ("optimizer", optimizer | {"state": state}),
         ("optimizer", optimizer | {"state": {0: 1}}), ("optimizer", optimizer | {"param_groups": []}),
-        ("ema", None), ("ema", {}), ("ema", [1]), ("model", None), ("model", {}), ("scaler", None),
-        ("step", "0"), ("step", 2), ("step", -1), ("step", 0.5), ("step", None), ("best_iou", "x"), ("log_size", None), ("log_size", -1), ("files", None),
-        ("options", None), ("arch", 3), ("threshold", "x"), ("size", None), ("format", 9)]]
+        ("ema", None), ("ema", {}), ("ema", [1]), ("model", None), ("model", {}),
+        ("step", "0"), ("step", 2), ("step", -1), ("step", 0.5), ("step", None), ("best_iou", "x"),
+        ("log_size", None), ("log_size", -1), ("files", 3), ("options", None), ("arch", 3),
+        ("threshold", "x"), ("size", None), ("format", 9)]]
     cases += [good | {"args": args | {key: value}} for key, value in [
         ("steps", 1.0), ("steps", "1"), ("lr", "x"), ("size", 0), ("images", 3), ("amp", "x"), ("arch", None),
         ("seed", -1), ("workers", None), ("compile", "no"), ("device", "tpu9"), ("echo", 0),
