@@ -61,8 +61,8 @@ GENERAL = 0.3              # with --init and few own logos: share of samples wit
 LOG_EVERY = 20             # steps
 SAVE_EVERY = 180           # seconds; an evaluation can be an hour away, on a GPU half a million samples
 FIRST_EVAL = 0.2           # of the run, or sooner: until then there is no best.pt
-N_EVAL = 200               # held-out pictures that choose best.pt, always the same ones
-EVAL_SHARE = 0.1           # of the time: in a short run, fewer pictures (but eight) keep evaluations to this
+N_EVAL, MIN_EVAL = 200, 8  # held-out pictures that choose best.pt, always the same ones
+EVAL_SHARE = 0.1           # of the time goes into evaluations: a short run scores fewer pictures
 N_PICTURES = 8             # held-out samples shown in TensorBoard
 METRICS = ("held_out/iou", "held_out/f1", "held_out/false_alarm_rate")     # beside the flags in TensorBoard
 LOGOS = Path(__file__).parent / "logos"
@@ -150,8 +150,8 @@ class Pairs(Dataset):
 def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures, dict[str, int]]:
     """-> training crops, the held-out pictures that choose best.pt, how many files there are of each sort.
 
-    With --init, one's own logos come without the general words unless a font lies beside them, and general
-    samples keep the other marks in mind.
+    With --init, one's own logos come without words unless a font lies beside them, and a share of general
+    samples keeps the network from forgetting other marks.
     """
     fine_tunes, logos = args.init and args.logos, args.logos or LOGOS
     recipe = OWN if fine_tunes and not find_files(logos, FONT_TYPES) else "default"
@@ -177,6 +177,15 @@ def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures,
         print("no --images: backgrounds are generated, which is enough to try things; "
               "photos make a far better model", file=sys.stderr)
     return data, held_out, files
+
+
+def plan_evaluations(args: argparse.Namespace) -> tuple[set[int], int]:
+    """-> the steps after which the held-out pictures are scored, and how many pictures."""
+    first = min(args.eval_every, max(int(FIRST_EVAL * args.steps), 1))
+    steps = {first, *range(args.eval_every, args.steps, args.eval_every), args.steps}
+    # a sample costs about three looks at as many pixels: forward and backward
+    looks = 3 * args.steps * args.batch_size * (args.size / SIZE) ** 2
+    return steps, int(min(max(EVAL_SHARE * looks / len(steps), MIN_EVAL), N_EVAL))
 
 
 def positions(first: int, steps: int, batch: int, rank: int, world: int, echo: int = 1) -> list[range]:
@@ -442,11 +451,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     device, amp, rank, world = start_device(args)
 
     # -- data
-    first = min(args.eval_every, max(int(FIRST_EVAL * args.steps), 1))
-    evaluations = {first, *range(args.eval_every, args.steps, args.eval_every), args.steps}        # steps
-    # a sample costs about three looks at as many pixels: forward and backward
-    looks = 3 * args.steps * args.batch_size * (args.size / SIZE) ** 2
-    n_eval = int(min(max(EVAL_SHARE * looks / len(evaluations), 8), N_EVAL))
+    evaluations, n_eval = plan_evaluations(args)
     train_set, held_out, files = make_data(args, n_eval)
 
     # -- network: from a run, from a checkpoint, or new
