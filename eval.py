@@ -367,8 +367,8 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
 
 
 def iterate(loader: DataLoader) -> Iterator:
-    """What the loader yields. Closed or at an error, it ends the workers, which otherwise live as long as the
-    error's traceback does, and keep Python from ending."""
+    """What the loader yields. When closed, or at an error, it ends the workers: else they live as long as the
+    error's traceback, and Python waits for them for ever."""
     batches = iter(loader)
     try:
         yield from batches
@@ -378,8 +378,8 @@ def iterate(loader: DataLoader) -> Iterator:
 
 
 def start_worker(worker: int) -> None:
-    """For DataLoader's worker_init_fn. Ctrl-C and SIGTERM often reach the workers too, but the main process
-    decides: it may need them to finish. When that process is gone, a worker ends at once."""
+    """For DataLoader. Ctrl-C and SIGTERM often reach the workers too, but the main process decides when they
+    end: it may need them to finish its step. When the main process is gone, they end at once."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     Thread(target=end_with_parent, daemon=True).start()
@@ -392,9 +392,9 @@ def end_with_parent() -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """Its one sentence. torch wraps an error of a worker into its traceback, whose last line that is."""
+    """An error's one sentence. torch wraps that of a worker in a traceback, whose last line it is."""
     text = str(error).strip()
-    return text.splitlines()[-1].partition(": ")[2] if "DataLoader worker process" in text else text
+    return text.splitlines()[-1].split(": ", 1)[-1] if "DataLoader worker process" in text else text
 
 
 # ---------------------------------------------------------------- tables

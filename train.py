@@ -240,39 +240,42 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     # data
-    add("--images", help="folder of clean photos, searched to any depth (default: generated backgrounds)")
-    add("--logos", help="folder of logos (PNG with alpha) and of fonts for text marks (default: our logos/)")
+    add("--images", metavar="DIR", help="clean photos, at any depth (default: generated backgrounds)")
+    add("--logos", metavar="DIR",
+        help="logos (PNG with alpha), and fonts for text marks (default: the logos/ of this checkout)")
     add("--pairs", metavar="DIR", help="a labelled set, as eval.py reads it; all of it is trained on, and "
         "val/ beside it, where there is one, chooses best.pt")
     add("--pairs-share", type=float, default=0.5, metavar="SHARE",
         help="share of the samples that come from --pairs; 1 takes nothing else (default: %(default)s)")
-    add("--size", type=int, default=256, help="side of a training crop in pixels (default: %(default)s)")
-    add("--workers", type=int, default=max((os.cpu_count() or 2) - 1, 1),
+    add("--size", type=int, default=256, metavar="PX", help="side of a training crop (default: %(default)s)")
+    add("--workers", type=int, metavar="N", default=max((os.cpu_count() or 2) - 1, 1),
         help="processes that make samples (default: all cores but one)")
     # network
     add("--arch", default="unet", help="an smp architecture (default: %(default)s)")
     add("--encoder", default=ENCODER, help="an smp encoder, or tu-NAME of timm (default: %(default)s)")
-    add("--encoder-weights", help="imagenet (downloaded), none, or a file with the encoder's tensors "
-        "(default: imagenet, or none where it cannot be downloaded)")
-    add("--init", help="start from this checkpoint or run's folder, with its architecture; the learning rate "
-        "falls, and a share of samples keeps the marks of our logos/")
+    add("--encoder-weights", metavar="FILE", help="imagenet (downloaded), none, or a file with the encoder's "
+        "tensors (default: imagenet, or none where it cannot be downloaded)")
+    add("--init", metavar="FILE", help="start from this checkpoint or run's folder, with its architecture; "
+        "the learning rate falls, and a share of samples keeps the marks of our logos/")
     # optimisation
-    add("--steps", type=int, default=20_000, help="(default: %(default)s)")
-    add("--batch-size", type=int, default=32, help="samples per step over all GPUs (default: %(default)s)")
+    add("--steps", type=int, default=20_000, metavar="N", help="length of the run (default: %(default)s)")
+    add("--batch-size", type=int, default=32, metavar="N",
+        help="samples per step over all GPUs; lower it if memory runs out (default: %(default)s)")
     add("--echo", type=int, default=1, metavar="N", help="if the GPU waits for samples: use each in N steps, "
         "mirrored and toned differently (default: %(default)s)")
-    add("--accumulate", type=int, default=1, metavar="N", help="if memory runs out: take each batch in N "
-        "parts, for the same step (default: %(default)s)")
+    add("--accumulate", type=int, default=1, metavar="N", help="take each batch in N parts, which needs "
+        "less memory for the same step (default: %(default)s)")
     add("--lr", type=float, help=f"peak learning rate (default: {LR:g}, with --init {INIT_LR:g})")
     add("--seed", type=int, default=0, help="of samples and initial weights (default: %(default)s)")
     # machine
     add("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
-    add("--amp", choices=AMPS, default="auto", help="(default: %(default)s)")
+    add("--amp", choices=AMPS, default="auto",
+        help="precision; auto takes what the device does fast and safely (default: %(default)s)")
     add("--compile", action="store_true", help="torch.compile: pays on a GPU in long runs, not on the CPU")
     # run
-    add("--out", default="runs/watermark", help="folder of the run (default: %(default)s)")
-    add("--eval-every", type=int, default=1000, help="steps between evaluations; the first comes after a "
-        "fifth of the run at the latest, the last at its end (default: %(default)s)")
+    add("--out", default="runs/watermark", metavar="DIR", help="folder of the run (default: %(default)s)")
+    add("--eval-every", type=int, default=1000, metavar="N", help="steps between evaluations; the first is "
+        "after a fifth of the run at the latest, the last at its end (default: %(default)s)")
     add("--resume", metavar="DIR", help="go on with this run and its flags; only "
         + ", ".join(f"--{name}" for name in MOVES) + " may be given anew")
     args, checkpoint = parser.parse_args(argv), None
