@@ -259,8 +259,8 @@ def refuse_pairs(photos: list[str]) -> None:
     """ValueError where photos, thought clean, are those of a labelled set."""
     for folder in sorted({Path(photo).parent.parent for photo in photos}):
         if layout := find_layout(folder):
-            raise ValueError(f"--images takes clean photos, and {folder} is a labelled set, {layout[1]}/ with "
-                             f"{layout[2]}/: train.py --pairs {folder} trains on it, eval.py {folder} scores it")
+            raise ValueError(f"--images takes clean photos, and {folder} is a labelled set, {layout[1]}/ and "
+                             f"{layout[2]}/: train.py --pairs {folder} or eval.py {folder} takes it")
 
 
 def folder_sets(folder: Path, most: int | None = None) -> list[Pictures]:
@@ -330,12 +330,13 @@ def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
 # ---------------------------------------------------------------- scoring
 
 def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, world: int = 1,
-          tables: bool = True, stop: list = ()) -> list[dict]:
+          keep: int | None = None, stop: list = ()) -> list[dict]:
     """A row for every picture, in order: meta, and unless it was skipped the counts of its mask dilated by
-    radius; with `tables`, under `curve` and `dilated`, those at THRESHOLDS and DILATIONS.
+    radius, and under `curve` and `dilated` those at THRESHOLDS and DILATIONS.
 
+    keep: for train.py, in place of `curve` and `dilated` the first `keep` rows have image, truth and
+    probabilities under `maps`. stop: once it holds something, no further picture is scored.
     Pictures are made in workers beside the network. Rank r scores every world-th; all ranks return all rows.
-    Once `stop` holds something, no further picture is scored.
     """
     share = range(rank, len(pictures), world)
     workers = min(max((os.cpu_count() or 1) // world - 1, 0), len(share) // 8)
@@ -354,10 +355,12 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
             prob = predict_prob(net, image)                                       # (H, W) float32
             plain = to_mask(prob, net.threshold, 0, net.certain)
             rows[-1] |= count(dilate(plain, radius), truth)
-            if tables:
+            if keep is None:
                 radii = (*DILATIONS, default_dilation(*truth.shape))
                 rows[-1]["curve"] = [count(to_mask(prob, t, 0, net.certain), truth) for t in THRESHOLDS]
                 rows[-1]["dilated"] = [count(dilate(plain, d), truth) for d in radii]
+            elif i < keep:
+                rows[-1]["maps"] = image, truth, prob
     net.train(was)
     if world > 1:
         parts = [None] * world

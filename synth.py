@@ -365,8 +365,8 @@ def read_logo(path: str) -> np.ndarray | None:
             border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
             rgba[np.isin(parts, border[border > 0]), 3] = 0
         if rgba[..., 3].all():
-            warn_once(f"{path} has no transparency and no pure white or black around it, so nothing tells the "
-                      "mark from its surroundings: it is left out; save it as a PNG with an alpha channel")
+            warn_once(f"{path} has no transparency and no pure white or black around it, so nothing tells "
+                      "the mark from its surroundings: it is left out; save it as a PNG with an alpha channel")
             return None
         warn_once(f"{path} has no transparency: the pure white or black around it is taken for clear")
     return rgba

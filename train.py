@@ -44,7 +44,7 @@ from tqdm import tqdm
 from eval import (STOP_SIGNALS, VALIDATION_SEED, Pictures, breakdown, find_layout, folder_sets, iterate,
                   last_line, marked_set, refuse_pairs, score, start_worker, summarise)
 from model import (ENCODER, SIZE, build, channels_last, first_line, from_checkpoint, keep_freed_memory,
-                   load_checkpoint, pack, pick_amp, pick_device, predict_prob, save_checkpoint)
+                   load_checkpoint, pack, pick_amp, pick_device, save_checkpoint)
 from synth import FONT_TYPES, OWN, Synth, crop, find_files, warn_once
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
@@ -386,18 +386,15 @@ def restore(parts: list, checkpoint: dict) -> None:
 
 def assess(board: SummaryWriter, log, net: nn.Module, pictures: Pictures, step: int, stop: list):
     """Scores the held-out pictures and shows the first ones -> IoU; None, and nothing told, if stopped."""
-    rows, grid = score(net, pictures, tables=False, stop=stop), []
-    for image, truth, _ in (pictures[i] for i in range(min(N_PICTURES, len(pictures))) if not stop):
-        if image is not None:
-            maps = [image] + [np.repeat(np.uint8(255 * a)[..., None], 3, 2)        # (H, W, 3) each
-                              for a in (truth, predict_prob(net, image))]
-            grid.append(np.hstack([cv2.resize(a, (256, 256), interpolation=cv2.INTER_AREA) for a in maps]))
-    rows = [row for row in rows if "tp" in row]        # without those that were skipped
+    rows = [row for row in score(net, pictures, keep=N_PICTURES, stop=stop) if "tp" in row]     # not skipped
     if stop or not rows:
         return None
-    scores = summarise(rows)
+    scores, grid = summarise(rows), []
     record(board, log, step, {f"held_out/{name}": value for name, value in scores.items()}
            | {f"iou_by_{name}": values["iou"] for name, values in breakdown(rows).items()})
+    for image, truth, prob in (row["maps"] for row in rows if "maps" in row):
+        maps = [image, *(np.repeat(np.uint8(255 * a)[..., None], 3, 2) for a in (truth, prob))]    # (H, W, 3)
+        grid.append(np.hstack([cv2.resize(a, (256, 256), interpolation=cv2.INTER_AREA) for a in maps]))
     if grid:
         board.add_image("image, truth, probability", np.vstack(grid), step, dataformats="HWC")
     return scores["iou"]

@@ -439,9 +439,9 @@ def test_the_folder_of_a_run_serves_as_weights(tmp_path):
     for name in ("last", "best"):                                     # last.pt alone, as before the first score
         net = build("linknet", "tu-mobilenetv3_small_050")
         save_checkpoint(pack(net, ema=net.state_dict()), tmp_path / f"{name}.pt")
-        assert model.find_weights(tmp_path) == tmp_path / f"{name}.pt" == model.find_weights(tmp_path / f"{name}.pt")
-        assert torch.equal(load_checkpoint(tmp_path)["model"]["model.encoder.model.conv_stem.weight"],
-                           net.state_dict()["model.encoder.model.conv_stem.weight"])
+        path, stem = tmp_path / f"{name}.pt", "model.encoder.model.conv_stem.weight"
+        assert model.find_weights(tmp_path) == path == model.find_weights(path)
+        assert torch.equal(load_checkpoint(tmp_path)["model"][stem], net.state_dict()[stem])
     assert len(load_model(tmp_path).state_dict()) > 0
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no weights at"):
