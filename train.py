@@ -333,17 +333,25 @@ def first_network(args: argparse.Namespace) -> nn.Module:
         return build(args.arch, args.encoder)
 
 
+def keep_older_run(out: Path, checkpoint: dict | None) -> None:
+    if checkpoint is None and (out / "last.pt").exists():
+        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
+                         "--out names another folder")
+
+
 @contextmanager
-def open_run(out: Path, flags: dict, start: int, log_size: int) -> Iterator[tuple]:
+def open_run(out: Path, flags: dict, checkpoint: dict | None) -> Iterator[tuple]:
     """Yields TensorBoard's writer and the log, without what a crashed run wrote after its last checkpoint.
 
     No other process can open the run until this one ends, however it ends: it gets a ValueError.
     """
+    step, size = (checkpoint["step"], checkpoint["log_size"]) if checkpoint else (0, 0)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with (FileLock(out / ".lock", timeout=2), (out / "log.jsonl").open("ab") as log,
-              closing(SummaryWriter(out, purge_step=start + 1)) as board):
-            log.truncate(min(log_size, log.tell()))
+              closing(SummaryWriter(out, purge_step=step + 1)) as board):
+            keep_older_run(out, checkpoint)            # again: another process may just have ended one
+            log.truncate(min(size, log.tell()))
             log.seek(0, os.SEEK_END)
             for left in out.glob("*.pt.tmp"):          # of a kill in the middle of a save
                 left.unlink()
@@ -445,9 +453,7 @@ def backward(forward, image: torch.Tensor, mask: torch.Tensor, parts: int, amp, 
 
 def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     out = Path(args.out)
-    if checkpoint is None and (out / "last.pt").exists():
-        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
-                         "--out names another folder")
+    keep_older_run(out, checkpoint)
     device, amp, rank, world = start_device(args)
 
     # -- data
@@ -493,8 +499,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     fixed = {"args": flags, "files": files}            # in every checkpoint
     stop, stopped = [], False
     handle_stops(lambda *_: stop.append(1))            # the run ends after the step or the picture it is at
-    opened = (open_run(out, flags, step, checkpoint["log_size"] if checkpoint else 0) if rank == 0
-              else nullcontext((None, None)))
+    opened = open_run(out, flags, checkpoint) if rank == 0 else nullcontext((None, None))
     with (opened as (board, log), closing(iterate(loader)) as made,
           tqdm(initial=step, total=args.steps, unit="step", disable=None) as bar):
         samples, saved = last_batches(made, args.echo, device), time.perf_counter()

@@ -620,6 +620,15 @@ def test_one_run_a_folder_and_after_kill_9_neither_lock_nor_worker(tmp_path, pho
         pass
 
 
+def test_a_run_that_ended_while_this_one_began_is_kept(tmp_path, photos, logos, monkeypatch):
+    out, done, real = tmp_path / "run", tmp_path / "done", train.first_network
+    assert train.main(flags(done, photos, logos)) == 0
+    before = {path.name: path.read_bytes() for path in done.iterdir()}
+    monkeypatch.setattr(train, "first_network", lambda args: done.rename(out) and real(args))
+    assert train.main(flags(out, photos, logos)) == 2
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+
 STOPPED_WHILE_IT_EVALUATES = START + """
 import eval
 real, calls = eval.predict_prob, []
