@@ -349,13 +349,6 @@ def test_wrong_usage_is_2_with_a_sentence(photos, monkeypatch, capsys, weights, 
             and "Traceback" not in err and tree(".") == before)
 
 
-def test_help_needs_nothing():
-    done = subprocess.run([sys.executable, ROOT / "predict.py", "-h"],
-                          capture_output=True, text=True, timeout=300,
-                          cwd="/", env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 0 and "--skip-existing" in done.stdout and done.stderr == ""
-
-
 # ---------------------------------------------------------------- tiles
 
 class Blur(torch.nn.Module):

@@ -304,7 +304,7 @@ assert start(resume()) == 0
 def test_killed_at_ten_moments_it_ends_the_same(tmp_path, photos, logos):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-c", KILLS, str(whole), str(broken),
-               *flags(whole, photos, logos, "--steps", "24", "--eval-every", "6", "--batch-size", "2")]
+               *flags(whole, photos, logos, "--steps", "18", "--eval-every", "6", "--batch-size", "2")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, broken)
@@ -381,7 +381,7 @@ def test_two_ranks_and_two_parts_take_the_steps_of_one(tmp_path, photos, logos):
                     tmp_path / "start.pt")
 
     def more(out, *rest):
-        return flags(tmp_path / out, photos, logos, "--steps", "12", "--batch-size", "16",
+        return flags(tmp_path / out, photos, logos, "--steps", "12", "--batch-size", "8",
                      "--eval-every", "12", "--amp", "off", *rest)
     bare, parts = ("--init", str(tmp_path / "start.pt"), "--lr", "2e-3"), ("--accumulate", "2")
     for name, rest in (("one", bare), ("parts", bare + parts), ("fresh_parts", parts)):
@@ -717,7 +717,7 @@ def test_a_run_moves(tmp_path, photos, logos, monkeypatch, capsys):
     assert "'photos': 30" in err and "'photos': 29" in err and "other samples" in err
 
 
-def test_a_damaged_run_is_one_sentence(tmp_path, photos, logos, capsys):
+def test_a_damaged_run_is_one_sentence(tmp_path, photos, logos, monkeypatch, capsys):
     assert train.main(flags(tmp_path / "run", photos, logos, "--steps", "1")) == 0
     path = tmp_path / "run" / "last.pt"
     good = load_checkpoint(path) | {"step": 0}
@@ -736,9 +736,10 @@ def test_a_damaged_run_is_one_sentence(tmp_path, photos, logos, capsys):
         ("steps", 1.0), ("steps", "1"), ("lr", "x"), ("size", 0), ("images", 3), ("amp", "x"), ("arch", None),
         ("seed", -1), ("compile", "no"), ("accumulate", 7)]]
     capsys.readouterr()
-    for case in [*cases, released, [1]]:
-        torch.save(case, path)
-        assert train.main(["--resume", str(tmp_path / "run")]) == 2
+    for case in [*cases, released]:
+        with monkeypatch.context() as m:
+            m.setattr("model.load_plain", lambda path: case)          # spares the disk
+            assert train.main(["--resume", str(tmp_path / "run")]) == 2
         err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("cpu: ")]
         assert len(err) == 1 and err[0].startswith("train.py: "), err
     torch.save(good | {"step": 1}, path)
