@@ -484,8 +484,8 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
             print(f"there were {checkpoint['files']}, now {files}: other samples follow", file=sys.stderr)
     if args.compile:
         net.compile()
-    # running statistics play no part in training, and only rank 0's are ever saved or scored
-    forward = DistributedDataParallel(net, broadcast_buffers=False) if world > 1 else net
+    # smp's EfficientNets keep a last layer that nothing uses
+    forward = DistributedDataParallel(net, find_unused_parameters=True) if world > 1 else net
     batches = positions(step, args.steps, args.batch_size // world, rank, world, args.echo)
     loader = DataLoader(train_set, batch_sampler=batches, num_workers=args.workers,
                         prefetch_factor=4 if args.workers else None, pin_memory=device.type == "cuda",
