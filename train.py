@@ -69,7 +69,6 @@ LOGOS = Path(__file__).parent / "logos"
 LEAST = {"steps": 1, "batch_size": 1, "echo": 1, "accumulate": 1, "eval_every": 1, "size": 32, "seed": 0,
          "workers": 0}     # flag -> its smallest value
 AMPS = "auto", "bf16", "fp16", "off"
-STATES = "ema", "optimizer", "scaler"     # of a checkpoint, beside the network
 MOVES = ("images", "logos", "pairs", "device", "workers", "accumulate")    # what --resume takes anew
 NEWTON_SCHULZ = muon.zeropower_via_newtonschulz              # timm's; see make_optimizer
 
@@ -372,20 +371,20 @@ def record(board: SummaryWriter, log, step: int, values: dict[str, float]) -> No
     board.flush()
 
 
-def save(path: Path, log, net: nn.Module, parts: list, **facts) -> None:
-    """parts: what has the STATES. facts: JSON types. The disk never has a checkpoint before its log lines."""
+def save(path: Path, log, net: nn.Module, parts: dict, **facts) -> None:
+    """parts: what has a state. facts: JSON types. The disk never has a checkpoint before its log lines."""
     os.fsync(log.fileno())
-    states = {name: part.state_dict() for name, part in zip(STATES, parts)}
+    states = {name: part.state_dict() for name, part in parts.items()}
     save_checkpoint(pack(net, log_size=log.tell(), **states, **facts), path)
 
 
-def restore(parts: list, checkpoint: dict) -> None:
+def restore(parts: dict, checkpoint: dict) -> None:
     """Loads what save took. ValueError where it is damaged."""
     try:
-        for name, part in zip(STATES, parts):
+        for name, part in parts.items():
             if name != "scaler" or checkpoint[name]:   # {} where the run had none, on another device
                 part.load_state_dict(checkpoint[name])
-        for p, values in parts[STATES.index("optimizer")].state.items():
+        for p, values in parts["optimizer"].state.items():
             if any(v.ndim and v.shape != p.shape for v in values.values() if isinstance(v, torch.Tensor)):
                 raise ValueError("a tensor of the optimizer has another shape than its weights")
     except Exception as e:                             # torch raises many kinds here
@@ -475,7 +474,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     peaks = [group["lr"] for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)
     ema = AveragedModel(net, multi_avg_fn=update_average, use_buffers=True)
-    parts, step, best_iou = [ema.module, optimizer, scaler], 0, None            # as in STATES
+    parts, step, best_iou = {"ema": ema.module, "optimizer": optimizer, "scaler": scaler}, 0, None
     if checkpoint:
         step, best_iou = checkpoint["step"], checkpoint["best_iou"]
         ema.n_averaged.fill_(step)
