@@ -20,9 +20,10 @@ import signal
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
-from multiprocessing import parent_process
+from multiprocessing import active_children, parent_process
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from threading import Thread
 
@@ -257,10 +258,10 @@ def find_layout(folder: Path) -> tuple | None:
 
 def refuse_pairs(photos: list[str]) -> None:
     """ValueError where photos, thought clean, are those of a labelled set."""
-    for folder in sorted({Path(photo).parent.parent for photo in photos}):
-        if layout := find_layout(folder):
-            raise ValueError(f"--images takes clean photos, and {folder} is a labelled set, {layout[1]}/ and "
-                             f"{layout[2]}/: train.py --pairs {folder} or eval.py {folder} takes it")
+    for folder in sorted({Path(os.path.abspath(photo)).parent for photo in photos}):
+        if (layout := find_layout(folder.parent)) and folder.name in layout[1:3]:
+            raise ValueError(f"--images takes clean photos, and {folder} is part of a labelled set: "
+                             f"train.py --pairs {folder.parent} or eval.py {folder.parent} takes it")
 
 
 def folder_sets(folder: Path, most: int | None = None) -> list[Pictures]:
@@ -372,12 +373,30 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
 def iterate(loader: DataLoader) -> Iterator:
     """What the loader yields. When closed, or at an error, it ends the workers: else they live as long as the
     error's traceback, and Python waits for them for ever."""
-    batches = iter(loader)
+    others, batches = active_children(), None
     try:
+        with stops_blocked():
+            batches = iter(loader)
         yield from batches
     finally:
-        if loader.num_workers:
+        if batches and loader.num_workers:
             batches._shutdown_workers()           # torch has no public name for it
+        for left in set(active_children()) - set(others):
+            left.kill()                           # stuck in a sample, or of a start that failed half-way
+
+
+@contextmanager
+def stops_blocked() -> Iterator[None]:
+    """Processes that start here are deaf to STOP_SIGNALS before start_worker runs; this one hears them later."""
+    if not hasattr(signal, "pthread_sigmask"):    # Windows
+        yield
+        return
+    ensure_running()                              # else its own start would unblock Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(worker: int) -> None:

@@ -397,8 +397,9 @@ def load_checkpoint(path: Path) -> dict:
     """Raises FileNotFoundError or ValueError with one sentence. path: a file, or the folder of a run."""
     path = find_weights(path)
     checkpoint = load_plain(path)
-    if not all(isinstance(checkpoint.get(name), kind) or name in RUN and checkpoint.get(name) is None
-               for name, kind in {**NETWORK, **RUN}.items()):
+    if not (all(isinstance(checkpoint.get(name), kind) or name in RUN and checkpoint.get(name) is None
+                for name, kind in {**NETWORK, **RUN}.items())
+            and checkpoint["size"] > 0 and 0 <= checkpoint["threshold"] <= 1):
         raise ValueError(f"{path} is not one of our checkpoints "
                          "(python model.py import takes the public notebook's)")
     if checkpoint["format"] != FORMAT:

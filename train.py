@@ -9,8 +9,9 @@
     torchrun --nproc-per-node 8 train.py --images photos/ --batch-size 256                      # many GPUs
 
 Watch it with `tensorboard --logdir runs`. There are no epochs: sample i is a pure function of (seed, i), and
-the step tells which samples it takes, so the data position is the step. On the same machine, with the same
-device and number of threads, a resumed run gives the same weights bit for bit.
+the step tells which samples it takes, so the data position is the step. A resumed run takes the same steps.
+On the same machine, with the same device and number of threads, it ends with the same weights bit for bit;
+a GPU, which adds up in any order, only nearly.
 """
 import argparse
 import json
@@ -167,7 +168,7 @@ def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures,
         pairs, val = folder_sets(folder)[0], folder.with_name("val")
         data = Mixed(data, Pairs(pairs, args.size, args.seed), args.pairs_share)
         files = {"pairs": len(pairs)} | (files if args.pairs_share < 1 else {})
-        if find_layout(val):
+        if val != folder and find_layout(val):
             held_out = folder_sets(val, n_eval)[0]
         elif args.pairs_share == 1:
             held_out = folder_sets(folder, n_eval)[0]
@@ -178,12 +179,12 @@ def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures,
     return data, held_out, files
 
 
-def plan_evaluations(args: argparse.Namespace) -> tuple[set[int], int]:
-    """-> the steps after which the held-out pictures are scored, and how many pictures."""
+def plan_evaluations(args: argparse.Namespace, world: int = 1) -> tuple[set[int], int]:
+    """-> the steps after which held-out pictures are scored, and how many pictures. Rank 0 scores alone."""
     first = min(args.eval_every, max(int(FIRST_EVAL * args.steps), 1))
     steps = {first, *range(args.eval_every, args.steps, args.eval_every), args.steps}
     # a sample costs about three looks at as many pixels: forward and backward
-    looks = 3 * args.steps * args.batch_size * (args.size / SIZE) ** 2
+    looks = 3 * args.steps * args.batch_size / world * (args.size / SIZE) ** 2
     return steps, int(min(max(EVAL_SHARE * looks / len(steps), MIN_EVAL), N_EVAL))
 
 
@@ -191,8 +192,8 @@ def positions(first: int, steps: int, batch: int, rank: int, world: int, echo: i
     """The sample indices of each loader batch from step `first` on, for one of `world` ranks.
 
     batch: samples of a rank in a step. A loader batch has batch / echo of them, since each serves in `echo`
-    steps: a step takes the last `echo` loader batches. The first steps borrow the run's last ones, so that no
-    sample serves less often.
+    steps: a step takes the last `echo` loader batches. The first steps borrow the run's last batches, so that
+    no sample serves less often.
     """
     n = batch // echo
     starts = ((k % steps * world + rank) * n for k in range(first - echo + 1, steps))
@@ -301,12 +302,12 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
 def load_run(folder: Path, defaults: dict) -> dict:
     """last.pt of a run, flags checked by type, step by range. ValueError if the run cannot go on.
 
-    defaults: flag -> value. A run has the same flags.
+    defaults: flag -> value. A run with other flags is refused.
     """
     last = folder / "last.pt"
     if not last.is_file():
         raise ValueError(f"no {last}: {folder} is no run, or stopped before its first save")
-    checkpoint = load_checkpoint(last)
+    checkpoint = {"read": last.stat().st_mtime_ns} | load_checkpoint(last)
     types = {name: float | None if name == "lr" else str | None if value is None else type(value)
              for name, value in defaults.items() if name not in ("out", "resume")}
     args, step, size = checkpoint.get("args") or {}, checkpoint.get("step"), checkpoint.get("log_size")
@@ -333,9 +334,12 @@ def first_network(args: argparse.Namespace) -> nn.Module:
 
 
 def keep_older_run(out: Path, checkpoint: dict | None) -> None:
-    if checkpoint is None and (out / "last.pt").exists():
+    """ValueError where weights would be overwritten: of another run, or of this one since it was read."""
+    if checkpoint is None and any((out / name).exists() for name in ("last.pt", "best.pt")):
         raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
                          "--out names another folder")
+    if checkpoint and (out / "last.pt").stat().st_mtime_ns != checkpoint["read"]:
+        raise ValueError(f"another train.py has just saved {out}: start again")
 
 
 @contextmanager
@@ -360,6 +364,8 @@ def open_run(out: Path, flags: dict, checkpoint: dict | None) -> Iterator[tuple]
             yield board, log
     except Timeout as e:
         raise ValueError(f"{out} is in use by another train.py: --out names another folder") from e
+    except NotImplementedError as e:
+        raise ValueError(f"{out} is on a file system without locks: --out names another folder") from e
 
 
 def record(board: SummaryWriter, log, step: int, values: dict[str, float]) -> None:
@@ -372,7 +378,7 @@ def record(board: SummaryWriter, log, step: int, values: dict[str, float]) -> No
 
 
 def save(path: Path, log, net: nn.Module, parts: dict, **facts) -> None:
-    """parts: what has a state. facts: JSON types. The disk never has a checkpoint before its log lines."""
+    """parts: what has a state. facts: JSON types. The log lines that it counts reach the disk before it."""
     os.fsync(log.fileno())
     states = {name: part.state_dict() for name, part in parts.items()}
     save_checkpoint(pack(net, log_size=log.tell(), **states, **facts), path)
@@ -394,6 +400,8 @@ def restore(parts: dict, checkpoint: dict) -> None:
 def assess(board: SummaryWriter, log, net: nn.Module, pictures: Pictures, step: int, stop: list):
     """Scores the held-out pictures and shows the first ones -> IoU; None, and nothing told, if stopped."""
     rows = [row for row in score(net, pictures, keep=N_PICTURES, stop=stop) if "tp" in row]     # not skipped
+    if not rows and not stop:
+        warn_once("no held-out picture can be read, so there will be no best.pt")
     if stop or not rows:
         return None
     scores, grid = summarise(rows), []
@@ -456,7 +464,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     device, amp, rank, world = start_device(args)
 
     # -- data
-    evaluations, n_eval = plan_evaluations(args)
+    evaluations, n_eval = plan_evaluations(args, world)
     train_set, held_out, files = make_data(args, n_eval)
 
     # -- network: from a run, from a checkpoint, or new
@@ -480,6 +488,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
         ema.n_averaged.fill_(step)
         restore(parts, checkpoint)
         if files != checkpoint["files"]:
+            best_iou = None                            # of other pictures
             print(f"there were {checkpoint['files']}, now {files}: other samples follow", file=sys.stderr)
     if args.compile:
         net.compile()
@@ -510,7 +519,8 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
                 saved = time.perf_counter()
             if due and not stopped:
                 iou = assess(board, log, ema.module, held_out, step, stop) if rank == 0 else None
-                if iou is not None and (best_iou is None or not iou < best_iou):   # NaN: nothing is marked
+                # NaN where no picture has a mark
+                if iou is not None and (best_iou is None or iou >= best_iou or math.isnan(best_iou)):
                     best_iou = iou
                     save(out / "best.pt", log, net, parts, step=step, best_iou=best_iou, **fixed)
                 stopped, = mean_over_ranks(torch.tensor([float(bool(stop))], device=device), world)
@@ -518,7 +528,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
             if stopped or step == args.steps:
                 break
 
-            echoes = next(samples)                                 # first: to start workers draws randomly
+            echoes = next(samples)                                 # before the seed: its start draws one
             step += 1
             rng = np.random.default_rng([args.seed, step, rank])
             torch.manual_seed(int(rng.integers(2**63)))            # dropout, too, is a function of the step
@@ -534,9 +544,9 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
             bce, soft_iou, norm, stopped = mean_over_ranks(facts, world)
             # an infinite gradient alone is everyday life for fp16: the scaler skips the step and scales less
             if not math.isfinite(bce + soft_iou) or not (math.isfinite(norm) or scaler.is_enabled()):
-                saved = f", --init {out}/last.pt has the last good state" * (out / "last.pt").exists()
+                hint = f", --init {out}/last.pt has the last good state" * (out / "last.pt").exists()
                 raise ValueError(f"loss is {bce + soft_iou} at step {step}, gradient norm {norm}, "
-                                 f"lr {group['lr']:.2g}: try a lower --lr or --amp off{saved}")
+                                 f"lr {group['lr']:.2g}: try a lower --lr or --amp off{hint}")
             scaler.step(optimizer)
             scaler.update()
             ema.update_parameters(net)
@@ -548,7 +558,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
                 record(board, log, step, {"loss": bce + soft_iou, "bce": bce, "soft_iou": soft_iou,
                                           "lr": group["lr"], "grad_norm": norm, "samples_per_s": rate,
                                           "made_per_s": rate / args.echo})
-                bar.set_postfix(loss=f"{bce + soft_iou:.3f}", iou=best_iou, refresh=False)
+                bar.set_postfix(loss=f"{bce + soft_iou:.3f}", best_iou=best_iou, refresh=False)
     scored = "" if best_iou is None else f", best held-out IoU {best_iou:.3f}"
     print(f"{out}: step {step} of {args.steps}{scored}" + f"; --resume {out} goes on" * bool(stopped),
           file=sys.stderr)
@@ -567,15 +577,15 @@ def main(argv=None) -> int:
         print("train.py: stopped before the first step", file=sys.stderr)
         return 130
     except (OSError, ValueError, RuntimeError) as e:
-        is_killed = "DataLoader worker" in str(e) and isinstance(e, RuntimeError)
-        if isinstance(e, RuntimeError) and not is_killed:
+        is_dead = str(e).startswith("DataLoader worker (pid")
+        if isinstance(e, RuntimeError) and not is_dead:
             raise                                      # the program's own fault: the traceback tells more
-        print(f"train.py: {last_line(e)}" + " Did memory run out? Try fewer --workers." * is_killed,
+        print(f"train.py: {last_line(e)}" + " Did memory run out? Try fewer --workers." * is_dead,
               file=sys.stderr)
         return 2
     finally:                                           # as it was found, for those who call main from Python
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -388,7 +388,7 @@ def test_two_ranks_and_two_parts_take_the_steps_of_one(tmp_path, photos, logos):
         assert train.main(more(name, *rest)) == 0
     said, err = torchrun(tmp_path, {"bare": more("ranks", *bare), "fresh": more("fresh_ranks"),
                                     "signal": flags(tmp_path / "signal", photos, logos, "--arch", "unet",
-                                                    "--encoder", train.ENCODER),        # the network of a release
+                                                    "--encoder", train.ENCODER),        # as released
                                     "nan": flags(tmp_path / "nan", photos, logos)})
     assert said == sorted(["bare:0", "fresh:0", "signal:130", "nan:2"] * 2)
     for a, b in (("parts", "one"), ("ranks", "one"), ("fresh_ranks", "fresh_parts")):
@@ -599,6 +599,23 @@ def test_trouble_in_a_worker_is_one_sentence_and_leaves_no_process(
     assert len(err) == 1 and says in err[0] and not multiprocessing.active_children()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")       # torch's half-built loader
+def test_workers_end_where_another_cannot_start(monkeypatch):
+    real, started = multiprocessing.process.BaseProcess.start, []
+
+    def start(process):
+        started.append(process)
+        if len(started) == 2:
+            raise OSError(11, "Resource temporarily unavailable")
+        real(process)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start)
+    loader = torch.utils.data.DataLoader(range(8), num_workers=2, worker_init_fn=evaluation.start_worker)
+    with pytest.raises(OSError, match="Resource"):
+        next(evaluation.iterate(loader))
+    started[0].join(10)
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_one_run_a_folder_and_after_kill_9_neither_lock_nor_worker(tmp_path, photos, logos, capsys):
     out = tmp_path / "run"
@@ -629,6 +646,13 @@ def test_a_run_that_ended_while_this_one_began_is_kept(tmp_path, photos, logos, 
     monkeypatch.setattr(train, "first_network", lambda args: done.rename(out) and real(args))
     assert train.main(flags(out, photos, logos)) == 2
     assert {name: (out / name).read_bytes() for name in before} == before
+    (out / "last.pt").unlink()                                        # best.pt is kept too
+    assert train.main(flags(out, photos, logos)) == 2
+    (out / "last.pt").write_bytes(before["last.pt"])
+
+    make_data = train.make_data                                       # it saves while this one starts
+    monkeypatch.setattr(train, "make_data", lambda *args: os.utime(out / "last.pt", (1, 1)) or make_data(*args))
+    assert train.main(["--resume", str(out)]) == 2
 
 
 STOPPED_WHILE_IT_EVALUATES = START + """
@@ -732,7 +756,7 @@ def test_a_damaged_run_is_one_sentence(tmp_path, photos, logos, monkeypatch, cap
         ("ema", None), ("ema", {}), ("ema", [1]), ("model", {}),
         ("step", "0"), ("step", 2), ("step", -1), ("step", 0.5), ("step", None), ("best_iou", "x"),
         ("log_size", None), ("log_size", -1), ("files", 3), ("options", None), ("arch", 3),
-        ("threshold", "x"), ("size", None), ("format", 9)]]
+        ("threshold", "x"), ("threshold", 2.0), ("size", None), ("size", 0), ("format", 9)]]
     cases += [good | {"args": args | {key: value}} for key, value in [
         ("steps", 1.0), ("steps", "1"), ("lr", "x"), ("size", 0), ("images", 3), ("amp", "x"), ("arch", None),
         ("seed", -1), ("compile", "no"), ("accumulate", 7)]]
@@ -815,8 +839,21 @@ def test_a_labelled_set_is_no_folder_of_clean_photos(script, pairs, logos, tmp_p
     monkeypatch.chdir(tmp_path)
     assert script.main(["--images", str(pairs), "--logos", str(logos)]) == 2
     err = [line for line in capsys.readouterr().err.splitlines() if line.startswith(script.__name__)]
-    assert len(err) == 1 and f"--pairs {pairs}/" in err[0]
+    assert len(err) == 1 and f"--pairs {pairs}" in err[0]
     assert not (tmp_path / "runs").exists()
+    monkeypatch.chdir(pairs / "val" / "images")                       # as seen from inside
+    assert script.main(["--images", ".", "--logos", str(logos)]) == 2
+    assert f"--pairs {pairs / 'val'} " in capsys.readouterr().err
+
+
+def test_the_clean_photos_beside_a_labelled_set_are_welcome(tmp_path):
+    for name in ("Watermarked_image", "Mask", "Watermark_free_image"):           # CLWD's three
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    evaluation.refuse_pairs([str(tmp_path / "Watermark_free_image" / "1.png")])
+    for name in ("Watermarked_image", "Mask"):
+        with pytest.raises(ValueError, match="labelled set"):
+            evaluation.refuse_pairs([str(tmp_path / name / "1.png")])
 
 
 def test_help_needs_nothing(tmp_path):
