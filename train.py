@@ -154,6 +154,7 @@ def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures,
     samples keeps the network from forgetting other marks.
     """
     fine_tunes, logos = args.init and args.logos, args.logos or LOGOS
+    alone = args.pairs and args.pairs_share == 1
     recipe = OWN if fine_tunes and not find_files(logos, FONT_TYPES) else "default"
     own = data = Synth(args.images, logos, recipe, args.size, seed=args.seed)
     refuse_pairs(own.photos)
@@ -167,13 +168,14 @@ def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures,
         folder = Path(args.pairs).resolve()
         pairs, val = folder_sets(folder)[0], folder.with_name("val")
         data = Mixed(data, Pairs(pairs, args.size, args.seed), args.pairs_share)
-        files = {"pairs": len(pairs)} | (files if args.pairs_share < 1 else {})
+        files = {"pairs": len(pairs)} | ({} if alone else files)
         if val != folder and find_layout(val):
             held_out = folder_sets(val, n_eval)[0]
-        elif args.pairs_share == 1:
+        elif alone:
             held_out = folder_sets(folder, n_eval)[0]
-            print(f"no {val}: best.pt is chosen on pairs that it was trained on", file=sys.stderr)
-    if not args.images and not (args.pairs and args.pairs_share == 1):
+            print(f"no val/ beside {folder}: best.pt is chosen on pairs that it was trained on",
+                  file=sys.stderr)
+    if not args.images and not alone:
         print("no --images: backgrounds are generated, which is enough to try things; "
               "photos make a far better model", file=sys.stderr)
     return data, held_out, files
@@ -312,8 +314,8 @@ def load_run(folder: Path, defaults: dict) -> dict:
              for name, value in defaults.items() if name not in ("out", "resume")}
     args, step, size = checkpoint.get("args") or {}, checkpoint.get("step"), checkpoint.get("log_size")
     if not (args.keys() == types.keys() and all(isinstance(args[name], types[name]) for name in types)
-            and None not in (step, size)
-            and args["amp"] in AMPS and 0 <= step <= args["steps"] and size >= 0):
+            and args["amp"] in AMPS
+            and None not in (step, size) and 0 <= step <= args["steps"] and size >= 0):
         raise ValueError(f"{last} holds no run that can go on, but weights alone, a run with other flags, or "
                          f"damage; --init {last} starts from its weights")
     return checkpoint
