@@ -148,8 +148,6 @@ def summarise_dilation(rows: list[dict]) -> dict[str, dict]:
 
 BINS = {"opacity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1), "size": (0, 0.5, 1, 2, 5, 10, 20, 100),
         "kind": None, "blend": None, "jpeg": (0, 50, 70, 85, 100)}
-KINDS = {"lockup": "logo", "lines": "text", "credit": "text", "stamp": "text", "band": "text",
-         "tiles": "tiled", "lattice": "tiled", "strokes": "line"}
 
 
 def traits(row: dict) -> dict:
@@ -157,7 +155,7 @@ def traits(row: dict) -> dict:
     marks, jpeg = row["meta"].get("marks", []), row["meta"].get("jpeg", 0)
     one = marks[0] if len(marks) == 1 else {}
     return {"opacity": one.get("opacity"), "size": 100 * (row["tp"] + row["fn"]) / row["pixels"],
-            "kind": KINDS.get(one.get("kind"), one.get("kind")), "blend": one.get("blend"),
+            "kind": one.get("kind"), "blend": one.get("blend"),
             "jpeg": "none" if jpeg is None else jpeg or None}
 
 

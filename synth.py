@@ -7,48 +7,56 @@
     sample = Synth("photos/", "logos/").make_sample(seed=0, i=7)    # image (3, H, W) uint8,
                                                                     # mask (1, H, W) uint8 {0, 1}
 
-Read top to bottom: files and their split, backgrounds, marks, placing and blending, camera, recipes, the
-Dataset, the command line. A mark is uint8 RGBA (h, w, 4), colour premultiplied by alpha, because every
-blend mode used here is linear in the mark's colour and so needs no division. Colours are RGB in [0, 1].
+Read top to bottom: files and their split, letters, backgrounds, drawing, kinds of marks, laying a mark, the
+camera, crops, recipes, the command line. To add a kind of mark, write one function and one line of KINDS.
+A mark is uint8 RGBA (h, w, 4), colour premultiplied by alpha, because every blend mode used here is linear in
+the mark's colour and so needs no division. Coverage is uint8 (h, w). Colours are RGB in [0, 1].
 """
 import argparse
-import io
 import json
 import math
 import os
+import re
 import signal
 import sys
+import unicodedata
 import zlib
 from bisect import bisect
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import accumulate, count, islice, repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 from tqdm import tqdm
 
 MASK_ALPHA = 0.08          # a pixel is the mark's where the mark's own alpha, before opacity, is above this
-MIN_CHANGE = 8             # levels of 255: a mark that changes its pixels by less is drawn anew, not labelled
+MIN_CHANGE = 8             # levels of 255: a pixel of a mark that changes by less is not seen on flat ground
+TEXTURE = 0.9              # on textured ground it must change by this share of the local contrast
+SEEN = 0.6                 # share of its pixels that must be seen, or the mark is laid again
+RETRIES = 5                # how often, before the sample goes without it
 HELD_OUT = 10              # per cent of the files that training never sees, by a hash of the file name
 MAX_LOGO = 512             # logos are kept at this longest side, in pixels; larger ones are shrunk
 LOGO_CACHE = 800           # logos kept decoded in each process; the bound of its memory
 PHOTO_SIDE = 1024          # photos are decoded at reduced size as long as the longest side stays above this
 MAX_PIXELS = 100_000_000   # pictures beyond this are left out, JPEG photos excepted: those decode at 1/8
-ENLARGED = 0.5             # share of the crops that were saved small, and then made larger
-CONTINUED = 0.3            # share of the photos under the crop's side that go on as their mirror image instead
-RETRIES = 5                # how often a mark that cannot be seen is drawn anew before the sample goes without
+FLAT = 20                  # levels of 255: a ground this near to white or black is cut away from opaque logos
+PAGES = 0.03               # share of the backgrounds that are drawn pages or screens
+LEAVES = 0.02              # share that are dead leaves, beside photos
+ENLARGED = 0.5             # share of the crops that are marked and saved small, and then made larger
+CONTINUED = 0.35           # share of the photos below the crop's side that go on as their mirror image
+SHARED = 4                 # crops in a row that share a photo: no harm in training (Fort et al. 2021), faster
+COUNTS = {0: 33, 1: 44, 2: 14, 3: 6, 4: 3}                             # number of marks -> weight
+BLENDS = {"normal": 80, "multiply": 8, "screen": 6, "overlay": 6}      # blend mode -> weight
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-LOGO_TYPES, FONT_TYPES = (".png", ".webp"), (".ttf", ".otf")
-Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of Pillow's error
+LOGO_TYPES, FONT_TYPES = (".png", ".webp", ".jpg", ".jpeg"), (".ttf", ".otf")
 RECIPES = ("default", "reference", "clwd", "logo-l", "logo-h", "logo-gray")
-# recipe -> weight in training crops, where there are logos. plain: see Synth.default. Without reference: a
-# quarter of what it labels cannot be seen
-CROPS = {"default": 52, "plain": 18, "clwd": 10, "logo-l": 6, "logo-h": 6, "logo-gray": 8}
 OWN = "own"                # the default recipe with the given logos alone: no words, no marks but these
+Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of Pillow's error
 
 
 # ---------------------------------------------------------------- files and their split
@@ -59,7 +67,8 @@ def find_files(root: str | Path | None, types: tuple[str, ...]) -> list[str]:
         return []
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder")
-    found = (os.path.join(d, f) for d, _, files in os.walk(root, followlinks=True) for f in files)
+    found = (os.path.join(d, f) for d, _, files in os.walk(root, followlinks=True) for f in files
+             if not f.startswith("._"))           # a Mac's notes about a file, under the file's name
     return sorted(f for f in found if f.lower().endswith(types))
 
 
@@ -102,10 +111,155 @@ def pick_readable(rng: np.random.Generator, paths: list[str], read):
     return None
 
 
+def pick(rng: np.random.Generator, options, weights=None):
+    """One of a sequence, or a key of a dict of weights. Unlike rng.choice it keeps Python types."""
+    if isinstance(options, dict):
+        options, weights = tuple(options), tuple(options.values())
+    if weights is None:
+        return options[int(rng.random() * len(options))]
+    sums = list(accumulate(weights))
+    return options[bisect(sums, rng.random() * sums[-1])]
+
+
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return low * (high / low) ** rng.random()
+
+
+# ---------------------------------------------------------------- letters: what marks say, in which script
+
+WORDS = ("preview|sample|proof|copyright|watermark|photo|studio|images|stock|draft|confidential|original|"
+         "press|media|gallery|archive|demo|approved|paid|free|final|exclusive|void|design|art|creative|foto|"
+         "picture|do not copy|all rights reserved|for review only|low res|image bank|fine art|no reuse|"
+         "my photography").split("|")
+TEXTS = {                  # what is said -> templates; make_text fills in what is in braces
+    "words": "{word}|{word}|{word}|{word}|{word}|{word}|{name}|{name}|{name} {name}|{name} {word}|{site}.com|"
+             "www.{site}.com|{site}.net|{site}.org|{n2}|#{n4}|No. {n5}|ID {n7}|{n9}|{A}|{A}{A}|{A}{A}{A}",
+    "name": "{name}|{name}|{name} {name}|{word}",
+    "site": "www.{site}.com|{site}.com|{site}{site}.com|{site}.net|{site}.de|{site}.co.uk|{site}.cn|@{site}|"
+            "{n3}-{n3}-{n4}|+{n2} {n3} {n6}|{n4} {n4}",
+    "credit": "© {name}|© {name} {name}|© {year} {name} {name}|{name} {year}|Photo by {name}|"
+              "Photo: {name} {name}|{year}-{m}-{m} {m}:{n2}|{m} {m} {year}|{name} Photography|"
+              "www.{site}.com|{name} {name}|"
+              "Copyright {year} {name}. All rights reserved.|photo stock {n9}",
+    "label": "AI|AI generated|AI-generated|Made with AI|Created with AI|Imagined with AI|Generated by {name}|"
+             "Content credentials|Shot on {name} {n2}|{name} Dual Camera|{name} AI|{name}|{name}"}
+SCRIPTS = {                # script -> first and last letter, words
+    "Han": ("一", "鿿", "样品 图片 版权所有 禁止转载 摄影 预览 内部资料 仅供参考 由AI生成 AI生成 水印 原创 工作室"),
+    "Kana": ("ぁ", "ヺ", "サンプル 見本 写真 無断転載禁止 プレビュー スタジオ AI生成 フォト"),
+    "Hangul": ("가", "힣", "샘플 사진 미리보기 저작권 무단복제금지 스튜디오 AI생성 견본"),
+    "Arabic": ("ء", "ي", "عينة صورة محفوظة حقوق معاينة تصوير مسودة سري"),
+    "Hebrew": ("א", "ת", "דוגמה תמונה צילום סטודיו טיוטה סודי"),
+    "Devanagari": ("ऄ", "ह", "नमूना चित्र फोटो गोपनीय छवि नकल"),
+    "Bengali": ("অ", "হ", "নমুনা ছবি আলোকচিত্র গোপনীয়"),
+    "Tamil": ("அ", "ஹ", "மாதிரி படம் புகைப்படம்"),
+    "Thai": ("ก", "ฮ", "ตัวอย่าง ภาพถ่าย ลิขสิทธิ์ ห้ามคัดลอก"),
+    "Greek": ("Α", "ω", "δείγμα φωτογραφία προεπισκόπηση αθήνα"),
+    "Cyrillic": ("А", "я", "образец фото копия водяной москва студия черновик предпросмотр"),
+    "Georgian": ("ა", "ჰ", "ნიმუში ფოტო სურათი ასლი"),
+    "Armenian": ("Ա", "ֆ", "նմուշ լուսանկար պատկեր")}
+SYLLABLES = ("ba be bo ca co da de do el en fa fi ga go ha he in ja ka ki la le lo ma me mi mo na ne no or "
+             "pa pe pi ra re ri ro sa se si so ta te ti to un va ve vi wa xa yo za zen ton ley son ber man "
+             "well ford stein ard").split()
+HAS_RAQM = features.check("raqm")                 # shapes Arabic and Indic letters, and turns right to left
+
+
+def open_font(path: str | None, px: int, engine=None):
+    try:
+        return ImageFont.truetype(path, px, layout_engine=engine) if path else ImageFont.load_default(px)
+    except OSError:
+        warn_once(f"{path} is no readable font, Pillow's own takes its place")
+        return ImageFont.load_default(px)
+
+
+load_font = lru_cache(maxsize=32)(open_font)
+measure_font = lru_cache(maxsize=256)(open_font)  # at one size: what a font has, and how wide it is
+
+
+@contextmanager
+def drawing(path: str | None):
+    """FreeType opens fonts whose letters it then cannot draw, and its error does not name the file."""
+    try:
+        yield
+    except OSError as e:
+        raise ValueError(f"{path} opens as a font but cannot be drawn ({e}): remove it") from e
+
+
+@lru_cache(maxsize=2**16)
+def has_letter(path: str | None, letter: str) -> bool:
+    """Fonts draw one and the same box, or nothing, for every letter they lack."""
+    font = measure_font(path, 12, ImageFont.Layout.BASIC)
+    with drawing(path):
+        drawn, missing = (bytes(font.getmask(c)) for c in (letter, "\uffff"))
+    return drawn != missing or not missing if letter == " " else drawn not in (missing, b"")
+
+
+@lru_cache(maxsize=None)
+def scripts_of(path: str | None) -> dict[str, tuple[list[str], list[str]]]:
+    """Script -> the letters and the words of it that the font has, for the scripts of which it has any."""
+    found = {}
+    for script, (first, last, words) in SCRIPTS.items():
+        words = [word for word in words.split() if all(has_letter(path, c) for c in word)]
+        if words:
+            letters = (c for c in map(chr, range(ord(first), ord(last) + 1)) if c.isalpha())
+            letters = [c for c in letters if has_letter.__wrapped__(path, c)]
+            if len(letters) >= 20:                # less is a few signs of another script's font
+                found[script] = letters, words
+    return found
+
+
+def fill(rng: np.random.Generator, field: str) -> str:
+    """A field of a template: an invented name, a trade word, a year, a month, a letter, or n figures."""
+    if field in ("name", "site"):
+        name = "".join(pick(rng, SYLLABLES) for _ in range(int(rng.integers(2, 4))))
+        return name.capitalize() if field == "name" else name
+    if field == "word":
+        return pick(rng, WORDS)
+    if field == "A":
+        return pick(rng, "ABCDEFGHIKLMNOPRSTUVWXYZ")
+    if field in ("year", "m"):
+        return str(rng.integers(1998, 2028) if field == "year" else rng.integers(1, 13))
+    return str(rng.integers(10 ** (int(field[1]) - 1), 10 ** int(field[1])))
+
+
+def make_text(rng: np.random.Generator, font: str | None, what: str = "words") -> str:
+    """One of TEXTS, or words in another script that the font has; always such if it has no Latin."""
+    text = re.sub(r"{(\w+)}", lambda field: fill(rng, field[1]), pick(rng, TEXTS[what].split("|")))
+    if what in ("words", "name"):
+        text = pick(rng, (str, str.upper, str.title, str.lower))(text)
+    scripts = scripts_of(font)
+    if not scripts or (rng.random() < 0.7 and all(has_letter(font, c) for c in text)):
+        return text
+    script = pick(rng, tuple(scripts))
+    letters, words = scripts[script]
+    if rng.random() < 0.6:
+        return pick(rng, words)
+    n = int(rng.integers(2, 5 if script in ("Han", "Kana", "Hangul") else 9))
+    return "".join(pick(rng, letters) for _ in range(n))
+
+
+def draw_glyphs(text: str, font: str | None, px: int) -> np.ndarray:
+    """Coverage of a text, its lines set at px pixels, cropped tightly."""
+    if not HAS_RAQM and unicodedata.bidirectional(text[-1:] or " ") in ("R", "AL"):
+        text = text[::-1]
+    if not has_letter(font, " "):
+        text = text.replace(" ", "")
+    with drawing(font):
+        rows = [load_font(font, px).getmask(line) for line in text.split("\n")]
+        rows = [np.frombuffer(bytes(row), np.uint8).reshape(row.size[::-1])[:2048, :4096] for row in rows]
+    rows = [a if a.size else np.zeros((1, 1), np.uint8) for a in rows]
+    a = rows[0] if len(rows) == 1 else stack(rows, 0, px // 5)
+    x, y, w, h = cv2.boundingRect(a)
+    return a[y:y + max(h, 1), x:x + max(w, 1)]
+
+
 # ---------------------------------------------------------------- backgrounds
 
+@lru_cache(maxsize=1)      # crops in a row share a photo
 def read_photo(path: str) -> np.ndarray | None:
-    """(H, W, 3) uint8 RGB as displayed, shrunk while decoding if it is huge; None if it cannot be read."""
+    """(H, W, 3) uint8 RGB as displayed, shrunk while decoding if it is huge; None if it cannot be read.
+
+    The last one is kept: change a copy.
+    """
     try:
         with Image.open(path) as header:
             factor = max(header.size) // PHOTO_SIDE
@@ -113,13 +267,10 @@ def read_photo(path: str) -> np.ndarray | None:
                 return None
         flag = (cv2.IMREAD_REDUCED_COLOR_8 if factor >= 8 else cv2.IMREAD_REDUCED_COLOR_4 if factor >= 4
                 else cv2.IMREAD_REDUCED_COLOR_2 if factor >= 2 else cv2.IMREAD_COLOR)
-        bgr = cv2.imdecode(np.fromfile(path, np.uint8), flag)
+        return cv2.cvtColor(cv2.imdecode(np.fromfile(path, np.uint8), flag), cv2.COLOR_BGR2RGB)
     except Exception:                             # Pillow's plugins and cv2 raise many kinds on garbage
-        bgr = None
-    if bgr is None:
         warn_once(f"{path} cannot be read and is left out")
         return None
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, bgr)
 
 
 @lru_cache(maxsize=16)
@@ -136,12 +287,12 @@ def noise_texture(k: int) -> np.ndarray:
 
 def generate_background(rng: np.random.Generator, W: int = 480, H: int = 352) -> np.ndarray:
     """Dead leaves over 1/f texture (Lee, Mumford & Huang 2001): occluding shapes with power-law sizes."""
-    image = np.empty((H, W, 3), np.float32)
-    image[:] = rng.uniform(0, 1, 3)
+    image = np.empty((H, W, 3), np.uint8)
+    image[:] = rng.integers(0, 256, 3)
     scene = rng.uniform(0.1, 0.9, 3)              # leaves of one scene share a palette
     for r in np.sort(rng.pareto(1.5, int(rng.integers(5, 60))) * 0.04)[::-1]:
         r = min(r, 0.7) * max(H, W)
-        colour = np.clip(scene + rng.normal(0, 0.25, 3), 0, 1).tolist()
+        colour = (255 * np.clip(scene + rng.normal(0, 0.25, 3), 0, 1)).tolist()
         centre = (int(rng.integers(0, W)), int(rng.integers(0, H)))
         if rng.random() < 0.5:
             axes = (int(r) + 1, int(r * rng.uniform(0.3, 1)) + 1)
@@ -151,131 +302,123 @@ def generate_background(rng: np.random.Generator, W: int = 480, H: int = 352) ->
             points = np.array(centre) + r * np.stack([np.cos(angles), np.sin(angles)], 1)
             cv2.fillPoly(image, [points.astype(np.int32)], colour, cv2.LINE_AA)
     light, grain = (cv2.resize(noise_texture(int(k)), (W, H)) for k in rng.integers(0, 16, 2))
-    image += rng.uniform(0, 0.15) * light + rng.uniform(0, 0.06) * grain[::-1]
-    return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+    noise = cv2.addWeighted(light, 255 * rng.uniform(0, 0.15), grain[::-1], 255 * rng.uniform(0, 0.06), 0)
+    return cv2.add(image, noise, dtype=cv2.CV_8U)
 
 
-# ---------------------------------------------------------------- marks: pictures of text and logos
-
-WORDS = ("preview", "sample", "proof", "copyright", "watermark", "photo", "studio", "images", "stock",
-         "draft", "confidential", "original", "press", "media", "gallery", "archive", "demo", "approved",
-         "paid", "free", "final", "exclusive", "void", "design", "art", "creative", "foto", "picture",
-         "do not copy", "all rights reserved", "for review only", "low res", "image bank", "fine art",
-         "no reuse", "my photography")
-OTHER_SCRIPTS = ("водяной знак образец фото копия москва",
-                 "δείγμα φωτογραφία προεπισκόπηση αθήνα",
-                 "見本 写真 版权所有 样品 图片", "샘플 사진 미리보기",
-                 "عينة صورة حقوق", "दृश्य नमूना चित्र",
-                 "דוגמה תמונה")
-SYLLABLES = ("ba be bo ca co da de do el en fa fi ga go ha he in ja ka ki la le lo ma me mi mo na ne no or "
-             "pa pe pi ra re ri ro sa se si so ta te ti to un va ve vi wa xa yo za zen ton ley son ber man "
-             "well ford stein ard").split()
+def print_text(rng, art: "Art", image: np.ndarray, x: int, y: int, w: int, h: int, px: int, ink) -> None:
+    """Fills a box of the image with lines of one long text, cut where they end."""
+    font, box = art.font(rng), image[max(y, 0):y + h, max(x, 0):x + w]
+    text = draw_glyphs(" ".join(make_text(rng, font) for _ in range(3 + max(w, 1) // (5 * px))), font, px)
+    a = np.zeros(box.shape[:2], np.uint8)
+    for top in range(0, len(a) - len(text), max(int(1.5 * px), len(text))):
+        n = w if rng.random() < 0.8 else int(w * rng.uniform(0.3, 1))
+        line = text[:, int(rng.integers(max(text.shape[1] - n, 1))):][:, :min(n, a.shape[1])]
+        a[top:top + len(text), :line.shape[1]] = line
+    if a.size:
+        box[:] = blend(box, tint(a, ink), 1, "normal")
 
 
-def pick(rng: np.random.Generator, options, weights=None):
-    """One of a sequence. Unlike rng.choice it keeps Python types, and makes no array of the options."""
-    if weights is None:
-        return options[int(rng.random() * len(options))]
-    sums = list(accumulate(weights))
-    return options[bisect(sums, rng.random() * sums[-1])]
+def generate_page(rng: np.random.Generator, art: "Art") -> np.ndarray:
+    """A scanned page, slide or screen with its own text, table, chart, buttons and stamp: none is a mark."""
+    W, H = pick(rng, ((352, 480), (352, 480), (544, 352), (352, 600)))
+    screen = W > H or rng.random() < 0.3
+    dark = screen and rng.random() < 0.4
+    paper = (rng.integers(10, 70, 3) if dark else 255 - rng.integers(0, 25, 3)).tolist()
+    ink = (rng.uniform(0.7, 1) if dark else rng.uniform(0, 0.35),) * 3
+    image = np.full((H, W, 3), rng.integers(0, 256, 3) if screen else paper, np.uint8)
+    colours = (255 * np.stack([pick_colour(rng) for _ in range(4)])).tolist()
+    for _ in range(int(rng.integers(1, 4)) if screen else 1):      # windows, the last one on top; or the page
+        m, px = int(rng.integers(6, 30)), int(rng.integers(7, 13))
+        x, y, w, h = 0, 0, W, H
+        if screen:
+            x, y = int(rng.integers(W // 3)), int(rng.integers(H // 3))
+            w, h = int(rng.integers(W // 2, W - x + 1)), int(rng.integers(H // 2, H - y + 1))
+            cv2.rectangle(image, (x, y), (x + w, y + h), paper, -1)
+            cv2.rectangle(image, (x, y), (x + w, y + 18), pick(rng, colours), -1)
+            for k in range(3):
+                cv2.circle(image, (x + w - 9 - 13 * k, y + 9), 4, pick(rng, colours), -1, cv2.LINE_AA)
+            y, h = y + 18, h - 18
+        x, y, w, h = x + m, y + m, w - 2 * m, h - 2 * m
+        if rng.random() < 0.6:                    # a heading
+            print_text(rng, art, image, x, y, w, 4 * px, int(px * rng.uniform(1.4, 2.2)), ink)
+            y, h = y + 4 * px, h - 4 * px
+        part, n, what = max(h // 2, 1), int(rng.integers(3, 8)), pick(rng, ("text", "text", "chart", "table"))
+        for k, top in enumerate(rng.integers(0, part, n).tolist() if what != "text" else ()):
+            left = x + k * w // n
+            if what == "chart":
+                cv2.rectangle(image, (left, y + top), (left + w // n - 5, y + part), pick(rng, colours), -1)
+            else:
+                cv2.rectangle(image, (x, y), (x + w, y + part * (k + 1) // n), (128,) * 3, 1)
+                cv2.rectangle(image, (left, y), (x + w, y + part), (128,) * 3, 1)
+                print_text(rng, art, image, left + 3, y + 3, w // n - 5, part - 4, px, ink)
+        if what != "text":
+            y, h = y + part + 8, h - part - 8
+        for k in range(columns := pick(rng, (1, 1, 2))):
+            print_text(rng, art, image, x + k * w // columns, y, w // columns - 8, h - 30, px, ink)
+        for k in range(pick(rng, (0, 2, 3)) if screen else 0):                                       # buttons
+            cv2.rectangle(image, (x + 75 * k, y + h - 22), (x + 75 * k + 64, y + h), pick(rng, colours), -1)
+            print_text(rng, art, image, x + 75 * k + 6, y + h - 19, 50, 2 * px, px, ink)
+    if not screen and rng.random() < 0.3:                          # a stamp of its own
+        mark, matrix = stamp(rng, art, W, H)
+        lay(image, np.zeros((H, W), np.uint8), mark, matrix, rng.uniform(0.5, 1), "multiply", seen=0)
+    if not screen and rng.random() < 0.6:                          # scanned: a little turned, soft, grainy
+        turn = cv2.getRotationMatrix2D((W / 2, H / 2), rng.uniform(-2, 2), 1)
+        image = cv2.warpAffine(image, turn, (W, H), borderMode=cv2.BORDER_REPLICATE)
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.7))
+        shade = cv2.resize(noise_texture(int(rng.integers(16))), (W, H))
+        image = cv2.add(image, shade * rng.uniform(0, 8), dtype=cv2.CV_8U)
+    return image
 
 
-def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return low * (high / low) ** rng.random()
+def passepartout(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
+    """A plain border, with a thin line or not: photographers frame, and a frame is no mark."""
+    for n in (1, max(2, round(min(photo.shape[:2]) * rng.uniform(0.01, 0.1))))[rng.random() < 0.6:]:
+        grey = int(pick(rng, (0, 255, rng.integers(256))))
+        photo = cv2.copyMakeBorder(photo, n, n, n, n, cv2.BORDER_CONSTANT, value=(grey,) * 3)
+    return photo
 
 
-def make_name(rng: np.random.Generator) -> str:
-    return "".join(pick(rng, SYLLABLES) for _ in range(int(rng.integers(2, 4)))).capitalize()
+def vary(rng: np.random.Generator, image: np.ndarray, mirror: bool = True) -> np.ndarray:
+    """The photo before it is marked: mirrored, graded or grey."""
+    if mirror and rng.random() < 0.5:
+        image = cv2.flip(image, 1)
+    if rng.random() < 0.3:
+        image = curve(rng, image, 0.1)
+    if rng.random() < 0.04:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return image
 
 
-def make_text(rng: np.random.Generator, font: str | None) -> str:
-    """What wordmarks say: trade word, invented name, domain or number; another script if the font has it."""
-    kind = rng.random()
-    if kind < 0.12:
-        word = pick(rng, pick(rng, OTHER_SCRIPTS).split())
-        if has_glyphs(font, word):
-            return word
-    if kind < 0.4:
-        text = pick(rng, WORDS)
-    elif kind < 0.6:
-        text = make_name(rng) + pick(rng, ("", "", " " + make_name(rng), " " + pick(rng, WORDS)))
-    elif kind < 0.8:
-        text = (pick(rng, ("www.", "", "")) + make_name(rng).lower()
-                + pick(rng, (".com", ".net", ".org", ".de", ".co.uk")))
-    elif kind < 0.9:
-        text = pick(rng, ("", "#", "ID ", "No. ")) + str(rng.integers(10, 10 ** int(rng.integers(3, 10))))
-    else:
-        text = "".join(pick(rng, "ABCDEFGHIKLMNOPRSTUVWXYZ") for _ in range(int(rng.integers(1, 4))))
-    return pick(rng, (str, str.upper, str.title, str.lower))(text)
-
-
-def make_credit(rng: np.random.Generator) -> str:
-    """The small line in a corner: copyright, author, date."""
-    name = make_name(rng) + pick(rng, ("", " " + make_name(rng), " Photography", ".com"))
-    date = f"{rng.integers(1998, 2027)}"
-    stamp = (f"{date}-{rng.integers(1, 13):02}-{rng.integers(1, 29):02} "
-             f"{rng.integers(0, 24):02}:{rng.integers(0, 60):02}")
-    return pick(rng, (f"© {name}", f"© {date} {name}", f"{name} {date}", f"Photo by {name}",
-                      f"Photo: {name}", stamp, name, f"www.{name.split()[0].lower()}.com",
-                      f"Copyright {date} {name}. All rights reserved.",
-                      f"{date[2:]} {rng.integers(1, 13)} {rng.integers(1, 29)}",
-                      f"photo stock {rng.integers(10**6, 10**9)}"))
-
-
-@lru_cache(maxsize=128)
-def load_font(path: str | None, px: int):
-    try:
-        return ImageFont.truetype(path, px) if path else ImageFont.load_default(px)
-    except OSError:
-        warn_once(f"{path} is no readable font, Pillow's own takes its place")
-        return ImageFont.load_default(px)
-
-
-@contextmanager
-def drawing(path: str | None):
-    """FreeType opens fonts whose letters it then cannot draw, and its error does not name the file."""
-    try:
-        yield
-    except OSError as e:
-        raise ValueError(f"{path} opens as a font but cannot be drawn ({e}): remove it") from e
-
-
-@lru_cache(maxsize=4096)
-def has_glyphs(path: str | None, text: str) -> bool:
-    """Fonts draw one and the same box for every character they lack."""
-    font = load_font(path, 24)
-    with drawing(path):
-        missing = bytes(font.getmask("\uffff"))
-        return all(bytes(font.getmask(c)) not in (missing, b"") for c in text.replace(" ", ""))
-
-
-def space_out(text: str, spacing: float) -> str:
-    """Letters far apart, as in many logos: 0 as they are, under .5 by hair spaces, else by full ones."""
-    return text if not spacing else ("\u200a" if spacing < 0.5 else " ").join(text)
-
-
-def draw_glyphs(text: str, font: str | None, px: int) -> np.ndarray:
-    """(h, w) uint8 coverage of one line of text, set at px pixels, cropped tightly."""
-    face = load_font(font, px)
-    with drawing(font):
-        size = (min(int(face.getlength(text)) + 2 * px, 4096), min(sum(face.getmetrics()) + px, 2048))
-        canvas = Image.new("L", size)
-        ImageDraw.Draw(canvas).text((px, px // 2), text, 255, font=face)
-    a = np.asarray(canvas)
-    x, y, w, h = cv2.boundingRect(a)
-    return a[y:y + max(h, 1), x:x + max(w, 1)]
-
+# ---------------------------------------------------------------- drawing
 
 def pad(a: np.ndarray, n: int) -> np.ndarray:
     return cv2.copyMakeBorder(a, n, n, n, n, cv2.BORDER_CONSTANT)
+
+
+def pad_to(mark: np.ndarray, h: int, w: int) -> np.ndarray:
+    """The mark in the middle of an empty h x w cell (or larger, where it is larger)."""
+    dy, dx = max(h - mark.shape[0], 0), max(w - mark.shape[1], 0)
+    return cv2.copyMakeBorder(mark, dy // 2, dy - dy // 2, dx // 2, dx - dx // 2, cv2.BORDER_CONSTANT)
 
 
 def shift(a: np.ndarray, dx: int, dy: int) -> np.ndarray:
     return cv2.warpAffine(a, np.float32([[1, 0, dx], [0, 1, dy]]), (a.shape[1], a.shape[0]))
 
 
+def stack(parts: list[np.ndarray], axis: int, gap: int, align: float = 0.5) -> np.ndarray:
+    """Pictures beside (axis 1) or below (axis 0) each other; align across: 0 at the start, 0.5 centred."""
+    size, padded = max(p.shape[1 - axis] for p in parts), []
+    for p in parts:
+        free = size - p.shape[1 - axis]
+        before, first = round(free * align), gap if padded else 0
+        edges = (first, 0, before, free - before) if axis == 0 else (before, free - before, first, 0)
+        padded.append(cv2.copyMakeBorder(p, *edges, cv2.BORDER_CONSTANT))
+    return np.concatenate(padded, axis)
+
+
 def tint(a: np.ndarray, colour) -> np.ndarray:
-    """Coverage (h, w) uint8 and an RGB colour in [0, 1] -> mark (h, w, 4)."""
+    """Coverage and a colour -> mark (h, w, 4)."""
     table = (np.arange(256)[:, None] * np.array([*colour, 1]) + 0.5).astype(np.uint8)          # (256, 4)
     return table.view(np.uint32)[:, 0].take(a).view(np.uint8).reshape(*a.shape, 4)
 
@@ -284,6 +427,12 @@ def over(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """Porter-Duff over, premultiplied."""
     seen = cv2.merge([cv2.bitwise_not(cv2.extractChannel(top, 3))] * 4)
     return cv2.add(top, cv2.multiply(bottom, seen, scale=1 / 255))
+
+
+def inverted(mark: np.ndarray) -> np.ndarray:
+    """White becomes black, and every colour its complement."""
+    a = cv2.extractChannel(mark, 3)
+    return cv2.subtract(cv2.merge([a] * 4), cv2.bitwise_and(mark, (255, 255, 255, 0)))
 
 
 def where_alpha(mark: np.ndarray, alpha: float) -> np.ndarray:
@@ -303,72 +452,129 @@ def pick_colour(rng: np.random.Generator) -> np.ndarray:
     return colour
 
 
-def style(rng: np.random.Generator, a: np.ndarray, colour: np.ndarray | None = None) -> np.ndarray:
-    """Coverage (h, w) -> a mark as designers make it: shadow, outline, emboss, hollow letters, gradient."""
-    colour = pick_colour(rng) if colour is None else colour
+def style(rng: np.random.Generator, a: np.ndarray) -> np.ndarray:
+    """Coverage -> a mark as designers make it: plain, with a shadow, an outline, hollow or embossed."""
+    colour = pick_colour(rng)
     other = np.full(3, float(colour.mean() < 0.5))                # the contrasting black or white
-    kind = pick(rng, ("plain", "shadow", "outline", "hollow", "emboss", "gradient"), (45, 25, 8, 8, 8, 6))
+    kind = pick(rng, {"plain": 50, "shadow": 26, "outline": 8, "hollow": 8, "emboss": 8})
     edge = max(1, round(a.shape[0] * rng.uniform(0.01, 0.05)))
-    if kind != "plain":
-        a = pad(a, 3 * edge + 1)
+    if kind == "plain":
+        return tint(a, colour)
+    a = pad(a, 3 * edge + 1)
     if kind == "shadow":
         shadow = cv2.GaussianBlur(shift(a, edge, edge), (0, 0), float(edge * rng.uniform(0.3, 1)))
         return over(tint(a, colour), tint(cv2.convertScaleAbs(shadow, alpha=rng.uniform(0.3, 0.8)), other))
-    if kind in ("outline", "hollow"):
-        ring = cv2.dilate(a, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * edge + 1, 2 * edge + 1)))
-        return (over(tint(a, colour), tint(ring, other)) if kind == "outline"
-                else tint(cv2.subtract(ring, a), colour))
     if kind == "emboss":
         light, dark = (tint(cv2.subtract(a, shift(a, n, n)), (v,) * 3) for n, v in ((edge, 1), (-edge, 0)))
         face = tint(cv2.convertScaleAbs(a, alpha=pick(rng, (0.1, 0.4, 0.8))), colour)
         return over(over(light, dark), face)
-    if kind == "gradient":
-        ramp = np.linspace(0, 255, a.shape[1], dtype=np.uint8)[None].repeat(a.shape[0], 0)
+    ring = cv2.dilate(a, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * edge + 1, 2 * edge + 1)))
+    return (over(tint(a, colour), tint(ring, other)) if kind == "outline"
+            else tint(cv2.subtract(ring, a), colour))
+
+
+def rounded_box(h: int, w: int, radius: int, line: int = 0) -> np.ndarray:
+    """Coverage of a box with round corners, filled, or an outline of `line` pixels."""
+    a, fill = Image.new("L", (w, h)), None if line else 255
+    ImageDraw.Draw(a).rounded_rectangle((0, 0, w - 1, h - 1), radius, fill, 255, max(line, 1))
+    return np.array(a)
+
+
+def put_plate(rng: np.random.Generator, a: np.ndarray, opaque: bool = False) -> np.ndarray:
+    """Coverage on a plate with square or round corners, dark under light letters: a mark."""
+    a = pad(a, max(2, round(a.shape[0] * rng.uniform(0.15, 0.6))))
+    ink = pick_colour(rng)
+    plate = np.full(3, float(ink.mean() < 0.5)) if rng.random() < 0.5 else pick_colour(rng)
+    if abs(ink.mean() - plate.mean()) < 0.3:
+        ink = np.full(3, float(plate.mean() < 0.5))
+    box = rounded_box(*a.shape, int(a.shape[0] * pick(rng, (0, 0.2, 0.5))))
+    box = box if opaque else cv2.convertScaleAbs(box, alpha=rng.uniform(0.2, 0.8))
+    return over(tint(a, ink), tint(box, plate))
+
+
+def superformula(side: int, m: int, p: float, turn: float = 0) -> np.ndarray:
+    """Coverage (side, side) of a shape with m-fold symmetry: pointed for p < 1, round for 2, a box for more.
+
+    Gielis, "A generic geometric transformation that unifies ... natural and abstract shapes", 2003.
+    """
+    t = np.linspace(0, 2 * np.pi, 40 * m, endpoint=False)
+    r = (np.abs(np.cos(m * t / 4)) ** p + np.abs(np.sin(m * t / 4)) ** p) ** (-1 / p)
+    r *= 0.97 / r.max()
+    points = side / 2 * (1 + np.stack([r * np.sin(t + turn), r * np.cos(t + turn)], 1))
+    a = np.zeros((side, side), np.uint8)
+    cv2.fillPoly(a, [np.round(16 * points).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    return a
+
+
+def draw_sign(rng: np.random.Generator, side: float) -> np.ndarray:
+    """Coverage (side, side) of one of the small signs that generators and phones put on pictures."""
+    n = max(int(side), 9)
+    a, line, half = np.zeros((n, n), np.uint8), max(1, round(n * rng.uniform(0.06, 0.14))), (n // 2, n // 2)
+    kind = pick(rng, {"star": 30, "sparkle": 15, "ring": 14, "flower": 13, "badge": 14, "cat": 14})
+    if kind == "star":
+        return superformula(n, 4, rng.uniform(0.45, 0.75))
+    if kind == "flower":
+        return superformula(n, int(rng.integers(3, 9)), rng.uniform(0.6, 1.6), rng.uniform(0, 1))
+    if kind == "badge":                           # a round-cornered box with a star cut out of it
+        star = superformula(max(n * 6 // 10, 4), 4, rng.uniform(0.5, 1))
+        return cv2.subtract(rounded_box(n, n, int(n * rng.uniform(0.15, 0.5))), pad_to(star, n, n))
+    if kind == "sparkle":                         # a large star and one or two small ones
+        for share, x, y in ((0.75, 0, 0.25), (0.4, 0.6, 0), (0.3, 0.7, 0.65))[:pick(rng, (2, 3))]:
+            star = superformula(max(int(share * n), 2), 4, 0.55)
+            room = a[int(y * n):, int(x * n):][:len(star), :len(star)]
+            np.maximum(room, star, out=room)
+    elif kind == "ring":                          # whole or open, with a dot or without
+        end = pick(rng, (360, 270, 300))
+        cv2.ellipse(a, half, (n // 2 - line,) * 2, rng.uniform(0, 360), 0, end, 255, line, cv2.LINE_AA)
         if rng.random() < 0.5:
-            ramp = cv2.resize(ramp[:1].T, a.shape[::-1])
-        rest = cv2.multiply(a, ramp, scale=1 / 255)
-        return cv2.add(tint(rest, pick_colour(rng)), tint(cv2.subtract(a, rest), colour))
-    return tint(a, colour)
+            cv2.circle(a, half, n // 6, 255, -1, cv2.LINE_AA)
+    else:                                         # the outline of a cat's head: two ears, two eyes
+        a = superformula(n, 4, 2.5)
+        for x in (0, n - 1):
+            cv2.fillPoly(a, [np.int32([(x, 0), (x, n // 2), (n // 2, n // 4)])], 255, cv2.LINE_AA)
+        a = cv2.subtract(a, cv2.erode(a, None, iterations=line))
+        for x in (n * 35 // 100, n * 65 // 100):
+            cv2.circle(a, (x, n * 55 // 100), max(1, line // 2), 255, -1, cv2.LINE_AA)
+    return a
 
 
-def put_box(rng: np.random.Generator, mark: np.ndarray) -> np.ndarray:
-    """A semi-opaque plate behind a mark, dark under light ones."""
-    mark = pad(mark, max(2, round(mark.shape[0] * rng.uniform(0.1, 0.5))))
-    r, g, b, a = mark.mean((0, 1))
-    colour = (float(r + g + b < 1.5 * a),) * 3 if rng.random() < 0.8 else pick_colour(rng)
-    return over(mark, tint(np.full(mark.shape[:2], rng.integers(50, 205), np.uint8), colour))
+def cut_out(rgb: np.ndarray) -> np.ndarray | None:
+    """Alpha (h, w) of a logo without any: 0 on the nearly white or black ground that touches its border.
+
+    Edges are unmixed from the ground over two pixels. None where the ground is not flat, or fills nothing.
+    """
+    border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]]).astype(int)
+    ground = np.median(border, 0)
+    if FLAT < ground.max() and ground.min() < 255 - FLAT:
+        return None
+    distance = np.abs(rgb - ground).max(2).astype(np.float32)
+    parts = cv2.connectedComponents((distance <= FLAT).astype(np.uint8), connectivity=4)[1]
+    outer = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    clear = np.isin(parts, outer[outer > 0])
+    if clear.mean() < 0.02 or clear.all():
+        return None
+    edge = cv2.dilate(clear.astype(np.uint8), None, iterations=2) > 0
+    full = cv2.dilate(distance, None, iterations=3) + 1e-6         # what the mark differs by, close by
+    return np.where(clear, 0, np.where(edge, 255 * distance / full, 255)).astype(np.uint8)
 
 
 def read_logo(path: str) -> np.ndarray | None:
-    """(h, w, 4) uint8 RGBA, not premultiplied; None, with the reason said, if it cannot serve.
-
-    In a logo without transparency, pure white or black that touches the border becomes transparent.
-    """
+    """(h, w, 4) uint8 RGBA, not premultiplied; None, with the reason said, if it cannot serve."""
     try:
-        data = np.fromfile(path, np.uint8)
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(path) as image:
             if is_too_large(path, image):
                 return None
-            opaque = not image.has_transparency_data
-            rgba = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)          # faster than Pillow, where it serves
-            if opaque or rgba is None or rgba.dtype != np.uint8 or rgba.ndim != 3 or rgba.shape[2] != 4:
-                rgba = np.array(image.convert("RGBA"))
-            else:
-                rgba = cv2.cvtColor(rgba, cv2.COLOR_BGRA2RGBA)
+            opaque, rgba = not image.has_transparency_data, np.array(image.convert("RGBA"))
     except Exception as e:                       # Pillow's plugins raise many kinds on garbage
         warn_once(f"{path} cannot be read and is left out ({type(e).__name__})")
         return None
     if opaque:
-        for pure in (255, 0):
-            plain = (rgba[..., :3] == pure).all(2).astype(np.uint8)
-            parts = cv2.connectedComponents(plain, connectivity=4)[1]
-            border = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
-            rgba[np.isin(parts, border[border > 0]), 3] = 0
-        if rgba[..., 3].all():
-            warn_once(f"{path} has no transparency and no pure white or black around it, so nothing tells "
-                      "the mark from its surroundings: it is left out; save it as a PNG with an alpha channel")
+        if (alpha := cut_out(rgba[..., :3])) is None:
+            warn_once(f"{path} has no transparency and no white or black ground, so nothing tells the mark "
+                      "from its surroundings: it is left out; save it as a PNG with an alpha channel")
             return None
-        warn_once(f"{path} has no transparency: the pure white or black around it is taken for clear")
+        warn_once(f"{path} has no transparency: the white or black around it is taken for clear")
+        rgba[..., 3] = alpha
     return rgba
 
 
@@ -395,45 +601,8 @@ def pick_level(levels: tuple[np.ndarray, ...], w: float, h: float) -> np.ndarray
     return next((x for x in reversed(levels) if x.shape[1] >= w and x.shape[0] >= h), levels[0])
 
 
-def resize_logo(levels: tuple[np.ndarray, ...], longest: float) -> np.ndarray:
-    h, w = levels[0].shape[:2]
-    scale = longest / max(w, h)
-    size = max(round(w * scale), 1), max(round(h * scale), 1)
-    return cv2.resize(pick_level(levels, *size), size, interpolation=cv2.INTER_LINEAR)
-
-
-def stack(parts: list[np.ndarray], axis: int, gap: int, align: float = 0.5) -> np.ndarray:
-    """Pictures beside (axis 1) or below (axis 0) each other; align across: 0 at the start, 0.5 centred."""
-    size, padded = max(p.shape[1 - axis] for p in parts), []
-    for p in parts:
-        free = size - p.shape[1 - axis]
-        before, first = round(free * align), gap if padded else 0
-        edges = (first, 0, before, free - before) if axis == 0 else (before, free - before, first, 0)
-        padded.append(cv2.copyMakeBorder(p, *edges, cv2.BORDER_CONSTANT))
-    return np.concatenate(padded, axis)
-
-
-def pad_to(mark: np.ndarray, h: int, w: int) -> np.ndarray:
-    """The mark in the middle of an empty h x w cell (or larger, where it is larger)."""
-    dy, dx = max(h - mark.shape[0], 0), max(w - mark.shape[1], 0)
-    return cv2.copyMakeBorder(mark, dy // 2, dy - dy // 2, dx // 2, dx - dx // 2, cv2.BORDER_CONSTANT)
-
-
-def bend(a: np.ndarray, radius: int) -> np.ndarray:
-    """A line of text (h, w) around a circle, its middle at the top -> (2 radius, 2 radius)."""
-    h, n = a.shape[0], max(round(2 * np.pi * radius), a.shape[1])
-    polar = np.zeros((n, radius), np.uint8)                        # rows: angle; columns: distance
-    start = (3 * n // 4 - a.shape[1] // 2) % n                     # angle 0 is at three o'clock, clockwise
-    polar[:a.shape[1], radius - h:] = a[::-1].T
-    polar = np.roll(polar, start, axis=0)
-    return cv2.warpPolar(polar, (2 * radius, 2 * radius), (radius, radius), radius,
-                         cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP | cv2.WARP_FILL_OUTLIERS)
-
-
-# ---------------------------------------------------------------- marks: the kinds that people meet
-
-class Marks:
-    """The logos and fonts to draw from. Each method draws one kind of mark at its final size, in pixels."""
+class Art:
+    """The logos and fonts to draw with. words: whether marks may be words."""
 
     def __init__(self, logos: list[str], fonts: list[str], words: bool = True):
         self.logos, self.fonts, self.words = logos, fonts, words
@@ -444,196 +613,35 @@ class Marks:
     def font(self, rng: np.random.Generator) -> str | None:
         return pick(rng, self.fonts) if self.fonts else None
 
-    def word(self, rng, px: float) -> np.ndarray:
-        font = self.font(rng)
-        return draw_glyphs(make_text(rng, font), font, int(max(9, px)))
+    def emblem(self, rng: np.random.Generator, longest: float) -> np.ndarray:
+        """A logo as a mark in its own colours, or a sign where there are no logos."""
+        if (found := self.any_logo(rng)) is None:
+            return tint(draw_sign(rng, longest), pick_colour(rng))
+        h, w = found[1][0].shape[:2]
+        size = tuple(max(round(n * longest / max(w, h)), 1) for n in (w, h))
+        return cv2.resize(pick_level(found[1], *size), size, interpolation=cv2.INTER_LINEAR)
 
-    def logo(self, rng, longest: float) -> np.ndarray:
+    def logo(self, rng: np.random.Generator, longest: float) -> np.ndarray:
         """In its own colours, or as most sites use it: one colour."""
-        found = self.any_logo(rng)
-        if found is None:
-            return self.text(rng, longest, longest)
-        mark = resize_logo(found[1], longest)
+        mark = self.emblem(rng, longest)
         return mark if rng.random() < 0.6 else style(rng, cv2.extractChannel(mark, 3))
 
-    def text(self, rng, longest: float, highest: float, text: str | None = None) -> np.ndarray:
-        """One line, scaled to the width asked for but no letter higher than asked for."""
-        font = self.font(rng)
-        text = space_out(text or make_text(rng, font), pick(rng, (0, 0.3, 1), (80, 12, 8)))
-        with drawing(font):
-            width = max(load_font(font, 32).getlength(text), 1)
-        mark = style(rng, draw_glyphs(text, font, int(max(8, min(32 * longest / width, highest)))))
-        return put_box(rng, mark) if rng.random() < 0.08 else mark
-
-    def lines(self, rng, highest: float) -> np.ndarray:
-        """Two to four lines: name / by company, or a block of text laid over the photo."""
-        n = pick(rng, (2, 3, 4), (75, 15, 10))
-        font = self.font(rng)
-        words = [make_text(rng, font) for _ in range(n)]
-        if n == 2 and rng.random() < 0.4:
-            words[1] = "by " + words[1]
-        rows = [draw_glyphs(word, font, int(max(9, highest / n * rng.uniform(0.4, 0.9)))) for word in words]
-        return style(rng, stack(rows, 0, round(highest * 0.1), align=pick(rng, (0, 0.5))))
-
-    def lockup(self, rng, longest: float) -> np.ndarray:
-        """A logo beside or above its wordmark."""
-        found = self.any_logo(rng)
-        if found is None:
-            return self.lines(rng, longest / 3)
-        axis = pick(rng, (1, 0), (70, 30))
-        side = longest * (0.25 if axis else 0.45)
-        emblem, word = resize_logo(found[1], side), self.word(rng, side * rng.uniform(0.3, 0.8))
-        gap = max(2, round(side * rng.uniform(0.05, 0.3)))
-        if rng.random() < 0.7:
-            return style(rng, stack([cv2.extractChannel(emblem, 3), word], axis, gap))
-        return stack([emblem, tint(word, pick_colour(rng))], axis, gap)
-
-    def stamp(self, rng, longest: float) -> np.ndarray:
-        """Text in a box or inside two rings, or a seal."""
-        kind, colour = rng.random(), pick_colour(rng)
-        if kind >= 0.75:
-            return self.seal(rng, longest, colour)
-        word = self.word(rng, longest * rng.uniform(0.08, 0.2))
-        a = pad(word, max(4, round(word.shape[0] * 0.6)))
-        line = max(1, round(word.shape[0] * rng.uniform(0.05, 0.15)))
-        if kind < 0.5:
-            cv2.rectangle(a, (line, line), (a.shape[1] - 1 - line, a.shape[0] - 1 - line), 255, line)
+    def line(self, rng, longest: float, highest: float, what="words", font: str | None = None) -> np.ndarray:
+        """Coverage of one line of text, or one column, no longer and no letter higher than asked for."""
+        font = font or self.font(rng)
+        text = make_text(rng, font, what)
+        if len(text) < 9 and all("\u3040" < c < "\uabff" for c in text) and rng.random() < 0.25:
+            text, width = "\n".join(text), 1.5 * 32 * len(text)       # Chinese and Japanese also in columns
         else:
-            a = pad_to(a, a.shape[1], a.shape[1])
-            for r in (0.48, 0.42):
-                cv2.circle(a, (a.shape[1] // 2,) * 2, int(a.shape[1] * r), 255, line, cv2.LINE_AA)
-        return tint(a, colour)
-
-    def seal(self, rng, longest: float, colour) -> np.ndarray:
-        """Text along a ring, a logo or letters inside it."""
-        radius, font = max(24, round(longest * rng.uniform(0.25, 0.5))), self.font(rng)
-        text = " · ".join(make_text(rng, font) for _ in range(2)).upper()
-        text = draw_glyphs(text, font, max(9, int(radius * rng.uniform(0.15, 0.3))))[:radius // 2]
-        a = pad(bend(text, radius), max(3, radius // 8))
-        middle, line = (a.shape[0] // 2,) * 2, max(1, radius // pick(rng, (20, 40)))
-        for r in (1.06, 0.94 - text.shape[0] / radius)[:pick(rng, (0, 1, 2))]:
-            cv2.circle(a, middle, round(radius * r), 255, line, cv2.LINE_AA)
-        room = (radius - text.shape[0]) * 1.1
-        inner = self.logo(rng, room) if rng.random() < 0.5 else tint(self.word(rng, room / 3), colour)
-        if (scale := 1.3 * room / max(inner.shape[:2])) < 1:
-            inner = cv2.resize(inner, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        return over(tint(a, colour), pad_to(inner, *a.shape))
-
-    def unit(self, rng, longest: float) -> np.ndarray:
-        """What is repeated over the picture."""
-        kind = rng.random()
-        if kind < 0.3 or not self.words:
-            return self.logo(rng, longest)
-        if kind < 0.85:
-            return self.text(rng, longest, longest / 2)
-        return self.lockup(rng, longest)
-
-    def tiles(self, rng, W: int, H: int) -> np.ndarray:
-        """One cell of an endless pattern, with gaps; rows shifted as bricks half of the time."""
-        unit = self.unit(rng, log_uniform(rng, 0.08, 0.4) * max(W, H))
-        h, w = unit.shape[:2]
-        cell = pad_to(unit, round(h * rng.uniform(1.1, 4)), round(w * rng.uniform(1.05, 2)))
-        if rng.random() < 0.5:
-            cell = np.concatenate([cell, np.roll(cell, cell.shape[1] // 2, axis=1)])
-        return cell
-
-    def lattice(self, rng, W: int, H: int) -> np.ndarray:
-        """One cell of a net of thin lines, with a small wordmark at the node most of the time."""
-        w = round(max(W, H) * log_uniform(rng, 0.12, 0.6))
-        h = max(8, round(w * rng.uniform(0.5, 1.2)))
-        a, thick, strength = np.zeros((h, w), np.uint8), pick(rng, (1, 1, 2, 3)), int(rng.integers(80, 256))
-        for y0, y1 in ((0, h - 1), (h - 1, 0)):                    # diagonals: neighbours meet at the corners
-            cv2.line(a, (0, y0), (w - 1, y1), strength, thick, cv2.LINE_AA)
-        cell = tint(a, pick_colour(rng))
-        if rng.random() < 0.75:
-            node = self.unit(rng, w * rng.uniform(0.3, 0.6))[:h, :w]
-            y, x = (h - node.shape[0]) // 2, (w - node.shape[1]) // 2
-            region = cell[y:y + node.shape[0], x:x + node.shape[1]]
-            region[:] = node if rng.random() < 0.5 else over(node, region)     # net cut out around it, or not
-        return cell
-
-    def strokes(self, rng, W: int, H: int) -> np.ndarray:
-        """Lines across the whole picture: a cross, one diagonal, or some parallels."""
-        a = np.zeros((H, W), np.uint8)
-        thick = max(1, round(H * log_uniform(rng, 0.002, 0.015)))
-        kind = rng.random()
-        ends = ([((0, 0), (W, H)), ((0, H), (W, 0))] if kind < 0.6
-                else [((0, 0), (W, H))] if kind < 0.75
-                else [((0, y), (W, y + int(rng.integers(-H // 4, H // 4 + 1))))
-                      for y in rng.integers(0, H, int(rng.integers(1, 4))).tolist()])
-        for p, q in ends:
-            cv2.line(a, p, q, 255, thick, cv2.LINE_AA)
-        return tint(a, pick_colour(rng))
-
-    def band(self, rng, W: int, H: int) -> np.ndarray:
-        """A strip over the whole width with text or a logo on it, as stock sites put at the bottom."""
-        h = max(12, round(H * rng.uniform(0.05, 0.16)))
-        a, dark = np.zeros((h, W), np.uint8), rng.random() < 0.7
-        for x in (round(W * 0.03), round(W * rng.uniform(0.5, 0.8))):
-            text = draw_glyphs(make_credit(rng), self.font(rng), max(8, round(h * rng.uniform(0.3, 0.7))))
-            text = text[:h, :W - x]
-            y = (h - text.shape[0]) // 2
-            a[y:y + text.shape[0], x:x + text.shape[1]] = text
-        strip = np.full((h, W), rng.integers(76, 256), np.uint8)
-        return over(tint(a, (float(dark),) * 3), tint(strip, (float(not dark),) * 3))
+            if text.isascii() and rng.random() < 0.1:
+                text = " ".join(text)                                # letters far apart, as in many logos
+            with drawing(font):
+                width = max(measure_font(font, 32).getlength(text), 1)
+        return draw_glyphs(text, font, int(max(8, min(32 * longest / width, highest))))
 
 
-# kind -> weight in the default recipe
-KINDS = {"logo": 50, "text": 20, "lines": 8, "lockup": 12, "credit": 16, "stamp": 4, "tiles": 10,
-         "lattice": 6, "strokes": 3, "band": 3}
-OWN_KINDS = {"logo": 80, "tiles": 20}
-# the words, nets and tiles of stock sites
-PLAIN_KINDS = {"text": 22, "lines": 6, "lockup": 22, "credit": 22, "tiles": 14, "lattice": 10, "band": 4}
-
-
-def draw_mark(rng: np.random.Generator, marks: Marks, W: int, H: int, kinds: dict[str, float] = KINDS):
-    """-> mark (h, w, 4) uint8, the 2x3 matrix that lays it on a W x H picture, and what it is."""
-    kind = pick(rng, tuple(kinds), tuple(kinds.values()))
-    angle, wrap, squash = 0.0, kind in ("tiles", "lattice"), 1.0
-    longest, highest = log_uniform(rng, 0.12, 0.95) * W, log_uniform(rng, 0.03, 0.35) * H
-    if kind == "logo":
-        share = rng.uniform(0.3, 1.0) if rng.random() < 0.6 else log_uniform(rng, 0.08, 0.5)
-        mark = marks.logo(rng, share * min(W, H))
-        squash = log_uniform(rng, 0.25, 4) if rng.random() < 0.5 else 1.0      # stretched to fill a format
-    elif kind == "credit":
-        px = log_uniform(rng, 0.02, 0.06) * H
-        mark = (marks.text(rng, 0.9 * W, px, make_credit(rng)) if rng.random() < 0.8
-                else marks.logo(rng, 4 * px))
-    elif kind in ("tiles", "lattice", "strokes", "band"):
-        mark = getattr(marks, kind)(rng, W, H)
-    elif kind == "text":
-        mark = marks.text(rng, longest, highest)
-    elif kind == "lines":
-        mark = marks.lines(rng, highest)
-    else:
-        mark = getattr(marks, kind)(rng, longest)
-    h, w = round(mark.shape[0] / squash ** 0.5), round(mark.shape[1] * squash ** 0.5)
-    x, y = rng.uniform(-0.3, 1.3, 2) * (W - w, H - h)              # anywhere, overhang too
-    margin = rng.uniform(0.005, 0.05) * min(W, H)
-    if kind in ("credit", "logo", "text", "lockup", "lines") and (kind == "credit" or rng.random() < 0.3):
-        x = pick(rng, (margin, W - w - margin, (W - w) / 2), (35, 50, 15))     # in a corner, or between two
-        y = pick(rng, (margin, H - h - margin), (25, 75))
-    elif kind == "strokes":
-        x = y = 0
-    elif kind == "band":
-        x, y = 0, pick(rng, (H - h, 0, rng.uniform(0, H - h)), (70, 20, 10))
-    elif rng.random() < 0.4:
-        x, y = (W - w) / 2, (H - h) / 2
-    if kind in ("stamp", "tiles", "lattice") or (
-            kind in ("logo", "text", "lines", "lockup") and rng.random() < (0.5 if kind == "logo" else 0.3)):
-        angle = pick(rng, (0, rng.uniform(-45, 45), rng.uniform(-180, 180), 90, -90),
-                     (5, 30, 65, 0, 0) if kind == "logo" else (20, 55, 15, 5, 5))
-        if kind == "lattice" and rng.random() < 0.7:
-            angle = 0
-    elif kind == "credit" and rng.random() < 0.06:                 # up the side
-        angle, x = 90, pick(rng, (margin, W - h - margin)) - (w - h) / 2
-        y = rng.uniform(0, max(H - w, 0)) + (w - h) / 2
-    x, y = round(x), round(y)                                      # an upright mark stays sharp
-    return mark, placement(mark, w, h, angle, x, y), {
-        "kind": kind, "x": x, "y": y, "width": w, "height": h, "angle": round(float(angle), 1), "wrap": wrap}
-
-
-# ---------------------------------------------------------------- placing and blending
+# ---------------------------------------------------------------- the kinds of marks that people meet
+# Each takes rng, the art, the picture's width and height, and gives a mark and the 2x3 matrix that lays it.
 
 def placement(mark: np.ndarray, w: float, h: float, angle: float, x: float, y: float) -> np.ndarray:
     """2x3 matrix: the mark made w x h pixels, its corner at (x, y), then turned about its own centre."""
@@ -651,71 +659,277 @@ def turned_size(w: float, h: float, angle: float) -> tuple[int, int]:
     return math.ceil(h * sin + w * cos - 1e-9), math.ceil(h * cos + w * sin - 1e-9)
 
 
-def warp(mark: np.ndarray, matrix: np.ndarray, W: int, H: int, wrap: bool = False):
+def anywhere(rng, mark: np.ndarray, W: int, H: int, turned: float = 0, corner: float = 0, stretch: float = 1):
+    """In the middle or anywhere, over the edge too, or upright in a corner; turned, corner: shares.
+
+    stretch: width over height, times what they are.
+    """
+    if rng.random() < corner:
+        return in_corner(rng, mark, W, H)
+    angle = pick(rng, (rng.uniform(-45, 45), rng.uniform(-180, 180), 90, -90), (60, 28, 6, 6))
+    w, h = round(mark.shape[1] * stretch ** 0.5), round(mark.shape[0] / stretch ** 0.5)
+    x, y = (0.5, 0.5) if rng.random() < 0.4 else rng.uniform(-0.3, 1.3, 2)
+    angle = angle if rng.random() < turned else 0
+    return mark, placement(mark, w, h, angle, round(x * (W - w)), round(y * (H - h)))
+
+
+def in_corner(rng, mark: np.ndarray, W: int, H: int, across=(35, 15, 50), down=(25, 75)):
+    """Near the edge; across: weights of left, middle and right, down: of top and bottom."""
+    h, w = mark.shape[:2]
+    margin = rng.uniform(0.005, 0.05) * min(W, H)
+    x, y = pick(rng, (margin, (W - w) / 2, W - w - margin), across), pick(rng, (margin, H - h - margin), down)
+    return mark, placement(mark, w, h, 0, round(x), round(y))      # whole pixels: an upright mark stays sharp
+
+
+def repeated(rng, cell: np.ndarray, W: int, H: int, turned: float):
+    """A cell side by side without end."""
+    angle = rng.uniform(-60, 60) if rng.random() < turned else 0
+    w, h = (round(math.hypot(W, H)),) * 2 if angle else (W, H)
+    mark = np.tile(cell, (h // cell.shape[0] + 1, w // cell.shape[1] + 1, 1))
+    h, w = mark.shape[:2]
+    return mark, placement(mark, w, h, angle, (W - w) // 2, (H - h) // 2)
+
+
+def logo(rng, art, W, H):
+    """A logo, upright in a corner, or stretched and turned anywhere as CLWD and the LOGO sets do."""
+    share = rng.uniform(0.3, 1.0) if rng.random() < 0.6 else log_uniform(rng, 0.08, 0.5)
+    stretch = log_uniform(rng, 0.25, 4) if rng.random() < 0.5 else 1
+    return anywhere(rng, art.logo(rng, share * min(W, H)), W, H, turned=0.6, corner=0.25, stretch=stretch)
+
+
+def name(rng, art, W, H):
+    """A large plain name in one flat colour, with an emblem beside or above it or without."""
+    word = art.line(rng, log_uniform(rng, 0.3, 1) * W, log_uniform(rng, 0.07, 0.55) * H, "name")
+    if rng.random() < 0.35:
+        emblem = cv2.extractChannel(art.emblem(rng, min(word.shape[0] * rng.uniform(1, 2.2), 0.5 * H)), 3)
+        word = stack([emblem, word], pick(rng, (1, 0)), round(word.shape[0] * rng.uniform(0.1, 0.5)))
+    return anywhere(rng, tint(word, pick_colour(rng)), W, H, turned=0.15, corner=0.3)
+
+
+def across(rng, art, W, H):
+    """One word over the whole picture, along its diagonal most of the time."""
+    word = art.line(rng, rng.uniform(0.5, 1.05) * math.hypot(W, H), 0.35 * min(W, H), "name")
+    if rng.random() < 0.2:
+        word = pad(word, 2 * (line := max(1, word.shape[0] // 20)) + word.shape[0] // 6)
+        word = cv2.max(word, rounded_box(*word.shape, 0, line))
+    diagonal = math.degrees(math.atan2(H, W)) * pick(rng, (1, 1, -1))
+    mark, angle = tint(word, pick_colour(rng)), diagonal if rng.random() < 0.8 else 0
+    return mark, placement(mark, *word.shape[::-1], angle, (W - word.shape[1]) // 2, (H - word.shape[0]) // 2)
+
+
+def site(rng, art, W, H):
+    """A site's name, a telephone number, a badge, or a strip over the whole width: flat, nearly opaque."""
+    word = art.line(rng, log_uniform(rng, 0.15, 0.95) * W, log_uniform(rng, 0.025, 0.15) * H, "site")
+    if rng.random() < 0.25:
+        emblem = cv2.extractChannel(art.emblem(rng, word.shape[0] * 1.3), 3)
+        word = stack([emblem, word], 1, word.shape[0] // 3)
+    plate = pick(rng, {"none": 55, "badge": 30, "strip": 15})
+    if plate == "strip":
+        mark = put_plate(rng, pad_to(word, 0, 2 * W), opaque=True)
+        return mark, placement(mark, *mark.shape[1::-1], 0, -W // 2, pick(rng, (0, H - len(mark)), (20, 80)))
+    mark = tint(word, pick_colour(rng)) if plate == "none" else put_plate(rng, word, opaque=True)
+    return (in_corner if rng.random() < 0.6 else anywhere)(rng, mark, W, H)
+
+
+def draw_wordmark(rng, art, longest: float, highest: float, emblem: float) -> np.ndarray:
+    """One to four lines with the effects of photo programs; emblem: chance of one beside or above them."""
+    n, font = pick(rng, {1: 72, 2: 20, 3: 5, 4: 3}), art.font(rng)
+    rows = [art.line(rng, longest, highest / n * rng.uniform(0.5, 1), font=font) for _ in range(n)]
+    word = stack(rows, 0, round(rows[0].shape[0] * 0.3), pick(rng, (0, 0.5)))
+    if rng.random() < emblem:
+        axis, gap = pick(rng, {1: 70, 0: 30}), max(2, round(word.shape[0] * rng.uniform(0.1, 0.5)))
+        logo = art.emblem(rng, word.shape[0] * rng.uniform(1.2, 2.5))
+        if rng.random() < 0.3:                    # in its own colours
+            return stack([logo, tint(word, pick_colour(rng))], axis, gap)
+        word = stack([cv2.extractChannel(logo, 3), word], axis, gap)
+    return put_plate(rng, word) if rng.random() < 0.06 else style(rng, word)
+
+
+def wordmark(rng, art, W, H):
+    """Words with effects, with a logo or without, at any angle."""
+    longest, highest = log_uniform(rng, 0.12, 0.95) * W, log_uniform(rng, 0.03, 0.35) * H
+    return anywhere(rng, draw_wordmark(rng, art, longest, highest, emblem=0.4), W, H, turned=0.4, corner=0.3)
+
+
+def credit(rng, art, W, H):
+    """The photographer's line at the edge, or up the side, or his small logo."""
+    px = log_uniform(rng, 0.02, 0.06) * H
+    mark = art.logo(rng, 4 * px) if rng.random() < 0.15 else style(rng, art.line(rng, 0.9 * W, px, "credit"))
+    if rng.random() < 0.06:
+        mark = np.ascontiguousarray(np.rot90(mark))
+    return in_corner(rng, mark, W, H)
+
+
+def label(rng, art, W, H):
+    """What image generators and phones put on pictures: a sign, a short phrase or both, white or grey."""
+    width, what = log_uniform(rng, 0.05, 0.26) * W, pick(rng, {"sign": 30, "words": 35, "both": 35})
+    parts = []
+    if what != "sign":
+        rows = pick(rng, {1: 85, 2: 15})
+        longest = max(width, 40) * (0.8 if what == "both" else 1)
+        lines = [art.line(rng, longest, 0.06 * H, "label") for _ in range(rows)]
+        parts = [stack(lines, 0, max(2, lines[0].shape[0] // 3), align=0)]
+    if what != "words":
+        side = parts[0].shape[0] * rng.uniform(1, 1.8) if parts else min(width, 0.12 * W)
+        parts = [draw_sign(rng, side), *parts]
+    a = stack(parts, 1, max(2, parts[-1].shape[0] // 3))
+    if rng.random() < 0.25:                       # in a pill
+        a = pad(a, max(4, a.shape[0] // 2))
+        a = cv2.max(a, rounded_box(*a.shape, int(len(a) * pick(rng, (0.3, 0.5))), max(1, len(a) // 25)))
+    grey = 1 if rng.random() < 0.75 else rng.uniform(0.45, 0.95)
+    return in_corner(rng, tint(a, (grey,) * 3), W, H, across=(17, 8, 75), down=(13, 87))
+
+
+def stamp(rng, art, W, H):
+    """A word in a box, or inside two rings."""
+    longest = log_uniform(rng, 0.15, 0.7) * min(W, H)
+    word = art.line(rng, longest, longest * rng.uniform(0.1, 0.25))
+    a, line = pad(word, max(4, round(word.shape[0] * 0.6))), max(1, word.shape[0] // pick(rng, (8, 14)))
+    if rng.random() < 0.7:
+        a = cv2.max(a, rounded_box(*a.shape, pick(rng, (0, a.shape[0] // 5)), line))
+    else:
+        a = pad_to(a, max(a.shape), max(a.shape))
+        for r in (0.48, 0.42):
+            cv2.circle(a, (len(a) // 2,) * 2, int(len(a) * r), 255, line, cv2.LINE_AA)
+    return anywhere(rng, tint(a, pick_colour(rng)), W, H, turned=0.8)
+
+
+def draw_unit(rng, art, longest: float) -> np.ndarray:
+    """What is repeated over a picture: a logo or a wordmark."""
+    if not art.words or rng.random() < 0.3:
+        return art.logo(rng, longest)
+    return draw_wordmark(rng, art, longest, longest / 2, emblem=0.2)
+
+
+def tiles(rng, art, W, H):
+    """One mark again and again, with gaps; rows shifted as bricks half of the time."""
+    unit = draw_unit(rng, art, log_uniform(rng, 0.08, 0.4) * max(W, H))
+    h, w = unit.shape[:2]
+    cell = pad_to(unit, round(h * rng.uniform(1.1, 4)), round(w * rng.uniform(1.05, 2)))
+    if rng.random() < 0.5:
+        cell = np.concatenate([cell, np.roll(cell, cell.shape[1] // 2, axis=1)])
+    return repeated(rng, cell, W, H, turned=0.7)
+
+
+def grid(rng, art, W, H):
+    """A net of thin lines, with a small mark at its nodes most of the time; or a cross or parallels."""
+    colour = pick_colour(rng)
+    if rng.random() < 0.3:
+        a, thick = np.zeros((H, W), np.uint8), max(1, round(H * log_uniform(rng, 0.003, 0.015)))
+        parallels = [((0, y), (W, y + int(rng.integers(-H // 4, H // 4 + 1))))
+                     for y in rng.integers(0, H, int(rng.integers(1, 4))).tolist()]
+        cross = [((0, 0), (W, H)), ((0, H), (W, 0))]
+        for p, q in pick(rng, (cross, cross[:1], parallels), (60, 15, 25)):
+            cv2.line(a, p, q, 255, thick, cv2.LINE_AA)
+        return tint(a, colour), np.eye(2, 3)
+    w = round(max(W, H) * log_uniform(rng, 0.12, 0.6))
+    h = max(8, round(w * rng.uniform(0.5, 1.2)))
+    a, thick, strength = np.zeros((h, w), np.uint8), pick(rng, (1, 1, 2, 3)), int(rng.integers(120, 256))
+    for y0, y1 in ((0, h - 1), (h - 1, 0)):                        # diagonals: neighbours meet at the corners
+        cv2.line(a, (0, y0), (w - 1, y1), strength, thick, cv2.LINE_AA)
+    cell = tint(a, colour)
+    if rng.random() < 0.75:
+        node = draw_unit(rng, art, w * rng.uniform(0.3, 0.6))[:h, :w]
+        y, x = (h - node.shape[0]) // 2, (w - node.shape[1]) // 2
+        room = cell[y:y + node.shape[0], x:x + node.shape[1]]
+        room[:] = node if rng.random() < 0.5 else over(node, room)             # net cut out around it, or not
+    return repeated(rng, cell, W, H, turned=0.25)
+
+
+# name -> weight, function, lowest and highest opacity
+KINDS = {"logo": (28, logo, 0.12, 1), "name": (16, name, 0.15, 1), "site": (14, site, 0.8, 1),
+         "wordmark": (22, wordmark, 0.12, 1), "credit": (16, credit, 0.2, 1),
+         "label": (12, label, 0.35, 0.9), "across": (5, across, 0.12, 0.9), "stamp": (5, stamp, 0.15, 1),
+         "tiles": (14, tiles, 0.12, 0.9), "grid": (10, grid, 0.12, 0.9)}
+OWN_KINDS = ("logo", "tiles")
+PAGE_KINDS = ("across", "tiles", "name", "logo", "label")          # on pages: a stamp there is the page's own
+
+
+# ---------------------------------------------------------------- laying a mark
+
+class Layer(NamedTuple):
+    mark: np.ndarray           # (h, w, 4) uint8, premultiplied
+    matrix: np.ndarray         # (2, 3): where it comes to lie on the whole picture
+    opacity: float
+    blend: str
+    meta: dict                 # what it is, in JSON types
+
+
+def warp(mark: np.ndarray, matrix: np.ndarray, W: int, H: int):
     """The mark on a W x H picture -> (the part that lands in it, (row, column slices)); None if outside."""
-    x0, y0, x1, y1 = 0, 0, W, H
-    if not wrap:
-        (a, b, c), (d, e, f) = matrix.tolist()
-        h, w = mark.shape[:2]                     # its corners, and a pixel around
-        xs, ys = zip(*((a * x + b * y + c, d * x + e * y + f) for x in (-1, w) for y in (-1, h)))
-        x0, y0 = max(math.floor(min(xs)), 0), max(math.floor(min(ys)), 0)
-        x1, y1 = min(math.ceil(max(xs)) + 1, W), min(math.ceil(max(ys)) + 1, H)
+    (a, b, c), (d, e, f) = matrix.tolist()
+    h, w = mark.shape[:2]                         # its corners, and a pixel around
+    xs, ys = zip(*((a * x + b * y + c, d * x + e * y + f) for x in (-1, w) for y in (-1, h)))
+    x0, y0 = max(math.floor(min(xs)), 0), max(math.floor(min(ys)), 0)
+    x1, y1 = min(math.ceil(max(xs)) + 1, W), min(math.ceil(max(ys)) + 1, H)
+    if x1 <= x0 or y1 <= y0:
+        return None
+    if (a, b, d, e) == (1, 0, 0, 1) and c % 1 == f % 1 == 0:                   # upright, at its own size
+        x0, y0, x1, y1 = max(int(c), 0), max(int(f), 0), min(int(c) + w, W), min(int(f) + h, H)
         if x1 <= x0 or y1 <= y0:
             return None
-    layer = cv2.warpAffine(mark, matrix - [[0, 0, x0], [0, 0, y0]], (x1 - x0, y1 - y0),
-                           borderMode=cv2.BORDER_WRAP if wrap else cv2.BORDER_CONSTANT)
-    return layer, (slice(y0, y1), slice(x0, x1))
+        return mark[y0 - int(f):y1 - int(f), x0 - int(c):x1 - int(c)], (slice(y0, y1), slice(x0, x1))
+    part = cv2.warpAffine(mark, matrix - [[0, 0, x0], [0, 0, y0]], (x1 - x0, y1 - y0))
+    return part, (slice(y0, y1), slice(x0, x1))
 
 
-def blend(under: np.ndarray, layer: np.ndarray, opacity: float, mode: str) -> np.ndarray:
-    """under (h, w, 3) uint8, layer (h, w, 4) premultiplied -> composite (h, w, 3) uint8.
+def blend(under: np.ndarray, mark: np.ndarray, opacity: float, mode: str) -> np.ndarray:
+    """under (h, w, 3) uint8, mark (h, w, 4) premultiplied -> composite (h, w, 3) uint8.
 
     With photo u, mark colour c and alpha a the composite is u + a (B(u, c) - u). Every B here is linear in c,
     so that the change a (B - u) needs only the premultiplied p = a c, and u a, and u p.
     """
-    p = cv2.cvtColor(layer, cv2.COLOR_RGBA2RGB)
-    a = cv2.merge([cv2.extractChannel(layer, 3)] * 3)
-    ua = cv2.multiply(under, a, scale=1 / 255, dtype=cv2.CV_32F)
+    p = cv2.cvtColor(mark, cv2.COLOR_RGBA2RGB)
+    a = cv2.cvtColor(cv2.extractChannel(mark, 3), cv2.COLOR_GRAY2RGB)
     if mode == "normal":                          # B = c
-        change = cv2.subtract(p, ua, dtype=cv2.CV_32F)
-    else:
-        up = cv2.multiply(under, p, scale=1 / 255, dtype=cv2.CV_32F)
-        if mode == "multiply":                    # B = u c
-            change = up - ua
-        elif mode == "screen":                    # B = u + c - u c
-            change = p - up
-        elif mode == "overlay":                   # B = 2 u c for dark u, 1 - 2 (1 - u)(1 - c) for light
-            change = np.where(under < 128, 2 * up - ua, 2 * (p + ua - up) - a - ua)
-        elif mode == "soft light":                # B = (1 - 2 c) u^2 + 2 c u (Pegtop)
-            change = under * np.float32(1 / 255) * (ua - 2 * up) + 2 * up - ua
-    return cv2.convertScaleAbs(cv2.scaleAdd(change, opacity, under.astype(np.float32)))
+        change = cv2.addWeighted(p, opacity, under.astype(np.uint16) * a, -opacity / 255, 0, dtype=cv2.CV_32F)
+        return cv2.add(under, change, dtype=cv2.CV_8U)
+    ua, up = (cv2.multiply(under, x, scale=opacity / 255, dtype=cv2.CV_32F) for x in (a, p))
+    if mode == "multiply":                        # B = u c
+        change = up - ua
+    elif mode == "screen":                        # B = u + c - u c
+        change = p * np.float32(opacity) - up
+    elif mode == "overlay":                       # B = 2 u c for dark u, 1 - 2 (1 - u)(1 - c) for light
+        dark, white = 2 * up - ua, cv2.addWeighted(p, 2 * opacity, a, -opacity, 0, dtype=cv2.CV_32F)
+        change = np.where(under < 128, dark, white - dark)
+    return cv2.add(under, change, dtype=cv2.CV_8U)
 
 
-def lay(image, mask, mark, matrix, opacity: float, mode: str, wrap=False, alpha=MASK_ALPHA, least=MIN_CHANGE):
+def seen_share(before: np.ndarray, after: np.ndarray, inside: np.ndarray) -> tuple[float, float]:
+    """Share of the pixels `inside` (h, w) uint8 whose change a person sees, and sees plainly: twice as large.
+
+    before, after: (h, w, 3) uint8. A pixel must change by MIN_CHANGE, and by TEXTURE times the local contrast,
+    which hides it: the mean distance from the local mean over 15 pixels.
+    """
+    grey = cv2.cvtColor(before, cv2.COLOR_RGB2GRAY)
+    contrast = cv2.blur(cv2.absdiff(grey, cv2.blur(grey, (15, 15))), (15, 15))
+    needed = cv2.max(cv2.convertScaleAbs(contrast, alpha=TEXTURE), MIN_CHANGE)
+    change = cv2.blur(cv2.cvtColor(cv2.absdiff(before, after), cv2.COLOR_RGB2GRAY), (3, 3))
+    change, n = cv2.bitwise_and(change, inside), max(cv2.countNonZero(inside), 1)
+    return tuple(cv2.countNonZero(cv2.compare(change, least, cv2.CMP_GE)) / n
+                 for least in (needed, cv2.add(needed, needed)))
+
+
+def lay(image, mask, mark, matrix, opacity: float, mode: str, alpha: float = MASK_ALPHA, seen: float = SEEN):
     """Lays a mark on the image (H, W, 3) uint8 and its truth on the mask (H, W) uint8 {0, 1}, both in place.
 
-    -> mean change of the pixels with more than `alpha`, in levels of 255. Where it is under `least`, nothing
-    is laid; None, and nothing laid, where the mark lies outside.
+    The truth is where the mark's own alpha is above `alpha`. -> "plain" or "faint", as it can be seen.
+    "unseen" where less than the share `seen` of it can be, "outside" where it is: then nothing is laid.
     """
-    if (warped := warp(mark, matrix, image.shape[1], image.shape[0], wrap)) is None:
-        return None
-    layer, where = warped
-    inside = where_alpha(layer, alpha)
-    composite = blend(image[where], layer, opacity, mode)
-    change = sum(cv2.mean(cv2.absdiff(composite, image[where]), inside)) / 3
-    if change >= least:
-        image[where] = composite
-        mask[where] |= inside & 1
-    return change if inside.any() else None
-
-
-def paste(image, mask, path, levels, w: int, h: int, angle: float, x: int, y: int, opacity, mode) -> dict:
-    """Lays a logo, made w x h, its turned box with the corner at (x, y), and tells what was done."""
-    level, (W, H) = pick_level(levels, w, h), turned_size(w, h, angle)
-    matrix = placement(level, w, h, angle, x + (W - w) / 2, y + (H - h) / 2)
-    lay(image, mask, level, matrix, opacity, mode, alpha=0, least=0)
-    return {"kind": "logo", "x": x, "y": y, "width": w, "height": h, "angle": angle, "opacity": opacity,
-            "blend": mode, "mark": Path(path).name}
+    if (warped := warp(mark, matrix, image.shape[1], image.shape[0])) is None:
+        return "outside"
+    part, where = warped
+    inside = where_alpha(part, alpha)
+    if not inside.any():
+        return "outside"
+    composite, plainly = blend(image[where], part, opacity, mode), 1
+    if seen:
+        share, plainly = seen_share(image[where], composite, inside)
+        if share < seen:
+            return "unseen"
+    image[where] = composite
+    mask[where] |= inside & 1
+    return "plain" if plainly >= seen else "faint"
 
 
 # ---------------------------------------------------------------- camera: what happens to pictures afterwards
@@ -727,9 +941,15 @@ def jpeg(image: np.ndarray, quality: int, subsample: bool = True) -> np.ndarray:
     return cv2.imdecode(cv2.imencode(".jpg", image, flags)[1], cv2.IMREAD_COLOR)
 
 
-def camera(rng: np.random.Generator, image: np.ndarray) -> tuple[np.ndarray, int | None]:
-    """uint8 (H, W, 3) -> the same size after saving, sharing and saving again; the last JPEG quality."""
+def camera(rng, image: np.ndarray, gentle: bool = False) -> tuple[np.ndarray, int | None]:
+    """uint8 (H, W, 3) -> the same size after saving, sharing and saving again; the last JPEG quality.
+
+    gentle: saved well, once at most, so that a faint mark does not vanish.
+    """
     H, W = image.shape[:2]
+    if gentle or rng.random() < 0.35:             # saved once and well, or not at all
+        quality = pick(rng, (None, int(rng.integers(75, 97))))
+        return (jpeg(image, quality) if quality else image), quality
     if rng.random() < 0.15:
         image = jpeg(image, int(rng.integers(60, 96)))
     if rng.random() < 0.2:                        # down and up again
@@ -763,55 +983,50 @@ def curve(rng: np.random.Generator, image: np.ndarray, strength: float) -> np.nd
     return cv2.LUT(image, (np.clip(table, 0, 1) * 255).astype(np.uint8)[None])
 
 
-def vary(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """The photo before it is marked: mirrored, graded or grey."""
-    if rng.random() < 0.5:
-        image = cv2.flip(image, 1)
-    if rng.random() < 0.3:
-        image = curve(rng, image, 0.1)
-    if rng.random() < 0.04:
-        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return image
+# ---------------------------------------------------------------- crops
+
+def choose_frame(rng: np.random.Generator, W: int, H: int, size: int) -> tuple[int, int, int]:
+    """How large a W x H picture is made, and the side of the crop there -> (W, H, side).
+
+    Never larger than it is, for on an enlarged photo every mark is sharper than its ground, which no real
+    picture shows: a crop that is smaller than `size` is enlarged at the end, mark and ground together.
+    """
+    side = round(size / rng.uniform(1, 2)) if rng.random() < ENLARGED else size
+    side = max(min(side, W, H), size // 4)        # tiny photos are enlarged all the same
+    # half of the time the window holds all it can, since a large mark needs its surroundings
+    largest = max(side, min(1.9 * side, W, H))
+    short = pick(rng, (side, largest, rng.uniform(side, largest)), (50, 20, 30))
+    return max(round(W * short / min(W, H)), side), max(round(H * short / min(W, H)), side), side
 
 
 def cut_window(photo: np.ndarray, W: int, H: int, x: int, y: int, w: int, h: int) -> np.ndarray:
     """The w x h window at (x, y) of the photo as if it were W x H, without resizing what is not seen."""
     ph, pw = photo.shape[:2]
     top, left = y * ph // H, x * pw // W
-    crop = photo[top:max(round((y + h) * ph / H), top + 1), left:max(round((x + w) * pw / W), left + 1)]
-    if crop.shape[:2] == (h, w):
-        return crop.copy()
-    shrink = h / crop.shape[0]                    # area averaging is slow, and matters below 0.6
-    return cv2.resize(crop, (w, h), interpolation=cv2.INTER_CUBIC if shrink > 1 else
+    window = photo[top:max(round((y + h) * ph / H), top + 1), left:max(round((x + w) * pw / W), left + 1)]
+    if window.shape[:2] == (h, w):
+        return window.copy()
+    shrink = h / window.shape[0]                  # area averaging is slow, and matters below 0.6
+    return cv2.resize(window, (w, h), interpolation=cv2.INTER_CUBIC if shrink > 1 else
                       cv2.INTER_LINEAR if shrink > 0.6 else cv2.INTER_AREA)
 
 
-def crop(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, side: int):
-    """image (H, W, 3), mask (H, W) uint8 {0, 1} -> both scaled, and their side x side window at the mark."""
-    h, w = mask.shape
-    least = min(h, w)
-    short = side if rng.random() < 0.3 else rng.uniform(side, max(side, min(1.9 * side, 1.5 * least)))
-    W, H = (max(round(n * short / least), side) for n in (w, h))
-    ways = (cv2.INTER_AREA, cv2.INTER_AREA) if short < least else (cv2.INTER_CUBIC, cv2.INTER_LINEAR)
-    image, mask = (cv2.resize(a, (W, H), interpolation=way) for a, way in zip((image, mask * 255), ways))
-    mask //= 128
+def enlarge(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, size: int):
+    if len(mask) == size:
+        return image, mask
+    image = cv2.resize(image, (size, size), interpolation=pick(rng, (cv2.INTER_LINEAR, cv2.INTER_CUBIC)))
+    return image, cv2.resize(mask * 255, (size, size)) // 128
+
+
+def crop(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, size: int):
+    """image (H, W, 3), mask (H, W) uint8 {0, 1} -> a size x size crop of both that looks at the mark."""
+    H, W = mask.shape
+    fw, fh, side = choose_frame(rng, W, H, size)
     x, y, w, h = cv2.boundingRect(mask) if mask.any() else (0, 0, W, H)
-    at = rng.uniform((x, y), (x + w, y + h)) - rng.uniform(0.15, 0.85, 2) * side
-    x, y = np.clip(at, 0, (W - side, H - side)).astype(int).tolist()
-    window = np.s_[y:y + side, x:x + side]
-    return image[window].copy(), mask[window].copy()
-
-
-def passepartout(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
-    """A plain border, with a thin line or not: photographers frame, and a frame is no mark."""
-    n = max(2, round(min(photo.shape[:2]) * rng.uniform(0.01, 0.1)))
-    colour = pick(rng, (0, 255, int(rng.integers(256))))
-    photo = photo.copy()
-    H, W = photo.shape[:2]
-    cv2.rectangle(photo, (0, 0), (W - 1, H - 1), (colour,) * 3, 2 * n)
-    if rng.random() < 0.4:
-        cv2.rectangle(photo, (n + 2, n + 2), (W - n - 3, H - n - 3), (255 - colour,) * 3, 1)
-    return photo
+    at = rng.uniform((x, y), (x + w, y + h)) * fw / W - rng.uniform(0.15, 0.85, 2) * side
+    x, y = np.clip(at, 0, (fw - side, fh - side)).astype(int).tolist()
+    image, mask = (cut_window(a, fw, fh, x, y, side, side) for a in (image, mask * 255))
+    return enlarge(rng, image, mask // 128, size)
 
 
 # ---------------------------------------------------------------- recipes
@@ -820,17 +1035,16 @@ class Synth:
     """Samples without end: a map-style Dataset, though not in name, so that this file starts without torch.
 
     images, logos: folders, searched to any depth (None: generated backgrounds, text marks only).
-    size: side of a square crop, for training; None keeps each photo's own size. The default recipe's crops
-    are mixed as CROPS says, where there are logos and the kinds are all of KINDS.
+    size: side of a square crop, for training; None keeps each photo's own size.
     held_out takes the share of photos, logos and fonts that training never sees.
     Index i of the Dataset is make_sample(seed, i); n is its length.
-    kinds: kind of mark -> weight, in the default recipe. Recipe "own" lays the given logos and nothing else,
-    single or tiled: for those who look for one mark.
+    kinds: names of the kinds of marks in the default recipe. Recipe "own" lays the given logos and nothing
+    else, single or tiled: for those who look for one mark.
     Raises ValueError with one sentence where a folder is missing or holds nothing usable.
     """
 
     def __init__(self, images=None, logos=None, recipe="default", size=None, held_out=False, seed=0,
-                 n=2**31 - 1, kinds=KINDS):
+                 n=2**31 - 1, kinds=tuple(KINDS)):
         if recipe not in (*RECIPES, OWN):
             raise ValueError(f"no recipe {recipe!r}; there are {', '.join((*RECIPES, OWN))}")
         self.images, self.recipe, self.size, self.seed, self.n = images, recipe, size, seed, n
@@ -838,14 +1052,13 @@ class Synth:
         self.photos = take_part(find_files(images, PHOTO_TYPES), images, held_out)
         if images is not None and not self.photos:
             raise ValueError(f"no photo in {images} (looked for {' '.join(PHOTO_TYPES)})")
-        self.marks = Marks(*(take_part(find_files(logos, types), logos, held_out)
-                             for types in (LOGO_TYPES, FONT_TYPES)), words=recipe != OWN)
-        self.mixes = False                        # are the crops mixed as CROPS says?
-        if recipe != "default" or size:
-            usable = self.marks.any_logo(np.random.default_rng(0)) is not None
-            if recipe != "default" and not usable:
-                raise ValueError(f"recipe {recipe} needs logos, and there is no usable one in {logos}")
-            self.mixes = recipe == "default" and kinds is KINDS and usable
+        self.art = Art(*(take_part(find_files(logos, types), logos, held_out)
+                         for types in (LOGO_TYPES, FONT_TYPES)), words=recipe != OWN)
+        if drawings := find_files(logos, (".svg",)):
+            warn_once(f"{drawings[0]} is a drawing ({len(drawings)} in all): make it a picture with "
+                      "`rsvg-convert -w 512 in.svg -o out.png` or Inkscape; left out")
+        if recipe != "default" and self.art.any_logo(np.random.default_rng(0)) is None:
+            raise ValueError(f"recipe {recipe} needs logos, and there is no usable one in {logos}")
 
     def __len__(self) -> int:
         return self.n
@@ -859,22 +1072,16 @@ class Synth:
     def make_sample(self, seed: int, i: int) -> tuple[np.ndarray, np.ndarray, dict]:
         """-> image (3, H, W) uint8 RGB, mask (1, H, W) uint8 {0, 1}, and how it was made (JSON types)."""
         rng = np.random.default_rng([seed, i])
-        recipe = pick(rng, tuple(CROPS), tuple(CROPS.values())) if self.mixes else self.recipe
-        make = {"default": self.default, OWN: self.default, "plain": partial(self.default, plain=True),
-                "reference": self.reference,
-                "clwd": self.clwd}.get(recipe, partial(self.logo_set, recipe=recipe))
-        image, mask, meta = make(rng)
-        if self.mixes and recipe not in ("default", "plain"):      # those make crops themselves
-            image, mask = crop(rng, image, mask, self.size)
-        if recipe != self.recipe:
-            meta["crop_of"] = recipe
-        meta |= {"recipe": self.recipe, "seed": seed, "index": i, "coverage": round(float(mask.mean()), 6)}
+        ours = self.recipe in ("default", OWN)
+        image, mask, meta = self.default(rng, seed, i) if ours else self.published(rng)
+        meta |= {"recipe": self.recipe, "seed": seed, "index": i,
+                 "coverage": round(cv2.countNonZero(mask) / mask.size, 6)}
         planes = np.empty((3, *image.shape[:2]), np.uint8)
         cv2.split(image, list(planes))            # much faster than a transposed copy
         return planes, mask[None], meta
 
     def background(self, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        """A photo (H, W, 3) uint8 and its name."""
+        """A photo (H, W, 3) uint8, not to be changed in place, and its name."""
         if not self.photos:
             return generate_background(rng), "generated"
         found = pick_readable(rng, self.photos, read_photo)
@@ -884,145 +1091,143 @@ class Synth:
 
     # -- ours
 
-    def default(self, rng: np.random.Generator, plain: bool = False):
-        """What people meet: any number of marks on a photo or a window of it; then the camera.
+    def draw_mark(self, rng, W: int, H: int, kinds: tuple[str, ...]) -> Layer:
+        kind = pick(rng, kinds, [KINDS[k][0] for k in kinds])
+        _, draw, low, high = KINDS[kind]
+        mark, matrix = draw(rng, self.art, W, H)
+        return Layer(mark, matrix, rng.uniform(low, high), pick(rng, BLENDS), {"kind": kind})
 
-        plain: always marked, by PLAIN_KINDS in normal mode, and saved once and well, or not at all.
-        """
-        kinds = PLAIN_KINDS if plain else self.kinds
-        generated = not self.photos or rng.random() < 0.03
-        photo, name = (generate_background(rng), "generated") if generated else self.background(rng)
+    def default(self, rng: np.random.Generator, seed: int, i: int):
+        """What people meet: any number of marks on a photo, or a window of it; then the camera."""
+        kinds, ground = self.kinds, rng.random()
+        if ground < PAGES:
+            photo, name = generate_page(rng, self.art), "page"
+            kinds = tuple(k for k in kinds if k in PAGE_KINDS) or kinds
+        elif ground < PAGES + LEAVES:
+            photo, name = generate_background(rng), "generated"
+        else:
+            photo, name = self.background(np.random.default_rng([seed, i // SHARED, 1]) if self.size else rng)
+        if self.size and min(photo.shape[:2]) < self.size and rng.random() < CONTINUED:
+            bottom, right = (max(round(self.size * rng.uniform(1, 1.3)) - n, 0) for n in photo.shape[:2])
+            photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)
         if rng.random() < 0.05:
             photo = passepartout(rng, photo)
-        if self.size and min(photo.shape[:2]) < self.size and rng.random() < CONTINUED:
-            # enlarged, every scene would be softer than the marks on it; large photos made small are not
-            more = rng.uniform(0.2, 1)
-            bottom, right = (round(n * more) for n in photo.shape[:2])
-            photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)
         H, W = photo.shape[:2]
-        if side := self.size:                     # marks lie on the whole frame; the crop is a window of it
-            if rng.random() < ENLARGED:           # as model.fit does with small pictures
-                side = round(side / rng.uniform(1, 2))
-            # half of the time the window holds all it can, since a large mark needs its surroundings
-            largest = max(side, min(1.9 * side, 1.1 * min(H, W)))
-            scale = (side if rng.random() < 0.5 else rng.uniform(side, largest)) / min(H, W)
-            H, W = max(round(H * scale), side), max(round(W * scale), side)
-        # the other crops of CROPS are all marked; with them, a third of all is clean
-        clean = 0 if plain else 104 if self.mixes else 22
-        count = pick(rng, (0, 1, 2, 3, 4), (clean, 48, 18, 8, 4))
-        drawn = [draw_mark(rng, self.marks, W, H, kinds) for _ in range(count)]
-        h, w = (side, side) if side else (H, W)
-        oy, ox = int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1))
-        if drawn and rng.random() < 0.85 and not drawn[0][2]["wrap"]:      # look where the first mark is
-            mark, matrix, _ = drawn[0]
-            at = matrix @ [rng.uniform(0, mark.shape[1]), rng.uniform(0, mark.shape[0]), 1]
-            at = np.clip(at - rng.uniform(0.15, 0.85, 2) * (w, h), 0, (W - w, H - h))
-            ox, oy = at.astype(int).tolist()
-        image = vary(rng, cut_window(photo, W, H, ox, oy, w, h))
-        mask, laid = np.zeros((h, w), np.uint8), []
-        for mark, matrix, meta in drawn:
-            for _ in range(RETRIES):
-                opacity = pick(rng, (rng.uniform(0.12, 0.4), rng.uniform(0.4, 0.8), rng.uniform(0.8, 1)),
-                               (40, 38, 22))
-                mode = "normal" if plain else pick(
-                    rng, ("normal", "screen", "multiply", "overlay", "soft light"), (68, 8, 11, 10, 3))
-                matrix = matrix - [[0, 0, ox], [0, 0, oy]]
-                change = lay(image, mask, mark, matrix, opacity, mode, meta["wrap"])
-                if change is None:                # outside the window
+        w, h = W, H
+        if self.size:                             # marks lie on the whole frame; the crop is a window of it
+            W, H, w = choose_frame(rng, W, H, self.size)
+            h = w
+        layers = [self.draw_mark(rng, W, H, kinds) for _ in range(pick(rng, COUNTS))]
+        ox, oy = int(rng.integers(W - w + 1)), int(rng.integers(H - h + 1))
+        if layers and rng.random() < 0.85:        # look where the first mark is
+            mark, matrix = layers[0][:2]
+            at = matrix @ [*rng.uniform(0, mark.shape[1::-1]), 1] - rng.uniform(0.15, 0.85, 2) * (w, h)
+            ox, oy = np.clip(at, 0, (W - w, H - h)).astype(int).tolist()
+        image = vary(rng, cut_window(photo, W, H, ox, oy, w, h), mirror=name != "page")
+        mask, laid, gentle = np.zeros((h, w), np.uint8), [], False
+        for layer in layers:
+            for k in range(RETRIES):
+                matrix = layer.matrix - [[0, 0, ox], [0, 0, oy]]
+                found = lay(image, mask, layer.mark, matrix, layer.opacity, layer.blend)
+                if found in ("plain", "faint"):
+                    laid.append(layer.meta | {"opacity": round(layer.opacity, 3), "blend": layer.blend})
+                    gentle |= found == "faint"
+                if found != "unseen":
                     break
-                if change >= MIN_CHANGE:
-                    laid.append(meta | {"opacity": round(opacity, 3), "blend": mode})
-                    break
-                mark, matrix, meta = draw_mark(rng, self.marks, W, H, kinds)
-        if not plain:
-            image, quality = camera(rng, image)
-        elif quality := pick(rng, (None, int(rng.integers(75, 97)))):
-            image = jpeg(image, quality)
-        if side != self.size:
-            image = cv2.resize(image, (self.size, self.size),
-                               interpolation=pick(rng, (cv2.INTER_LINEAR, cv2.INTER_CUBIC)))
-            mask = cv2.resize(mask * 255, (self.size, self.size)) // 128
-        return image, mask, {"photo": name, "window": [ox, oy, W, H], "marks": laid, "jpeg": quality}
+                if k % 2:
+                    layer = self.draw_mark(rng, W, H, kinds)
+                else:                             # as people do: light on dark, dark on light, and stronger
+                    opacity = rng.uniform(layer.opacity, KINDS[layer.meta["kind"]][3])
+                    layer = layer._replace(mark=inverted(layer.mark), opacity=opacity, blend="normal")
+        image, quality = camera(rng, image, gentle)
+        if self.size:
+            image, mask = enlarge(rng, image, mask, self.size)
+        return image, mask, {"photo": name, "window": [ox, oy, W, H], "marks": laid,
+                             "jpeg": quality}
 
-    # -- the field's (RECIPES in README): one or more logos, pasted; each keeps its own rule of truth
+    # -- the field's
 
-    def reference(self, rng: np.random.Generator):
-        """The public notebook: 1-5 logos, diagonal U(.05, .70) of the image's, truth where alpha > 0."""
-        image, name = self.background(rng)
-        H, W = image.shape[:2]
-        mask, metas = np.zeros((H, W), np.uint8), []
-        for _ in range(int(rng.integers(1, 6))):
-            path, levels = self.marks.any_logo(rng)
-            lh, lw = levels[0].shape[:2]
-            scale = rng.uniform(0.05, 0.70) * math.hypot(W, H) / math.hypot(lw, lh)
-            w, h = max(round(lw * scale), 1), max(round(lh * scale), 1)
-            angle = rng.uniform(0, 360) if rng.random() < 0.5 else 0.0
-            x, y = (int(rng.integers(min(10 - n, N - 10), max(10 - n, N - 10) + 1))      # may overhang
-                    for n, N in zip(turned_size(w, h, angle), (W, H)))
-            mode = pick(rng, ("normal", "multiply", "overlay"))
-            metas.append(paste(image, mask, path, levels, w, h, angle, x, y, rng.uniform(0.3, 1), mode))
-        return image, mask, {"photo": name, "marks": metas, "jpeg": None}
+    def published(self, rng: np.random.Generator):
+        """Logos pasted as the literature does; truth is where alpha > 0, but for CLWD.
 
-    def clwd(self, rng: np.random.Generator):
-        """WDNet's CLWD: 256 x 256, one logo, width and height each U{10..256}; truth where it changed the
-        photo by more than 15/255 summed over RGB; then JPEG 75."""
-        photo, name = self.background(rng)
-        clean = cv2.resize(photo, (256, 256), interpolation=cv2.INTER_AREA)
-        path, levels = self.marks.any_logo(rng)
-        w, h = rng.integers(10, 257, 2).tolist()
-        angle = next((a for a in rng.uniform(0, 360, 20) if max(turned_size(w, h, a)) <= 256), 0.0)
-        x, y = (int(rng.integers(256 - n + 1)) for n in turned_size(w, h, angle))        # wholly inside
-        image, mask = clean.copy(), np.zeros((256, 256), np.uint8)
-        meta = paste(image, mask, path, levels, w, h, angle, x, y, rng.uniform(0.3, 0.7), "normal")
-        mask = (cv2.absdiff(image, clean).sum(2, dtype=np.uint16) > 15).astype(np.uint8)
-        return jpeg(image, 75), mask, {"photo": name, "marks": [meta], "jpeg": 75}
-
-    def logo_set(self, rng: np.random.Generator, recipe: str):
-        """LOGO-L, -H, -Gray: one square-resized logo, side min(U·W, U·H), opacity U, any angle; truth where
-        its alpha > 0. The ranges are the papers'; the authors' synthesis notebook itself uses .4 to .8."""
-        low, high = (0.60, 0.85) if recipe == "logo-h" else (0.35, 0.60)
-        image, name = self.background(rng)
-        H, W = image.shape[:2]
-        path, levels = self.marks.any_logo(rng)
-        side = max(round(min(rng.uniform(low, high) * W, rng.uniform(low, high) * H)), 1)
-        if recipe == "logo-gray":
-            grey = [cv2.cvtColor(level, cv2.COLOR_RGBA2GRAY) for level in levels]
-            levels = [cv2.merge([g, g, g, level[..., 3]]) for g, level in zip(grey, levels)]
-        angle, mask = rng.uniform(0, 360), np.zeros((H, W), np.uint8)
-        x, y = (int(rng.integers(min(N - n, 0), max(N - n, 0) + 1))
-                for n, N in zip(turned_size(side, side, angle), (W, H)))
-        meta = paste(image, mask, path, levels, side, side, angle, x, y, rng.uniform(low, high), "normal")
-        return image, mask, {"photo": name, "marks": [meta], "jpeg": None}
+        reference: the public notebook: 1-5 logos, diagonal U(.05, .70) of the image's, any may overhang.
+        clwd: WDNet's CLWD: 256 x 256, one logo, width and height each U{10..256}, wholly inside; truth where
+        it changed the photo by more than 15/255 summed over RGB; then JPEG 75.
+        logo-l, -h, -gray: one square-resized logo, side min(U.W, U.H), opacity U, any angle. The ranges are
+        the papers'; the authors' synthesis notebook itself uses .4 to .8.
+        """
+        recipe, (clean, photo) = self.recipe, self.background(rng)
+        if recipe == "clwd":
+            clean = cv2.resize(clean, (256, 256), interpolation=cv2.INTER_AREA)
+        (H, W), image, marks = clean.shape[:2], clean.copy(), []
+        mask = np.zeros((H, W), np.uint8)
+        for _ in range(int(rng.integers(1, 6)) if recipe == "reference" else 1):
+            path, levels = self.art.any_logo(rng)
+            angle, mode = rng.uniform(0, 360), "normal"
+            if recipe == "reference":
+                h, w = levels[0].shape[:2]
+                scale = rng.uniform(0.05, 0.70) * math.hypot(W, H) / math.hypot(w, h)
+                w, h, opacity = max(round(w * scale), 1), max(round(h * scale), 1), rng.uniform(0.3, 1)
+                angle, mode = pick(rng, (0.0, angle)), pick(rng, ("normal", "multiply", "overlay"))
+            elif recipe == "clwd":
+                (w, h), opacity = rng.integers(10, 257, 2).tolist(), rng.uniform(0.3, 0.7)
+                angle = next((a for a in rng.uniform(0, 360, 20) if max(turned_size(w, h, a)) <= 256), 0.0)
+            else:
+                low, high = (0.60, 0.85) if recipe == "logo-h" else (0.35, 0.60)
+                w = h = max(round(min(rng.uniform(low, high) * W, rng.uniform(low, high) * H)), 1)
+                opacity = rng.uniform(low, high)
+            level, box = pick_level(levels, w, h), turned_size(w, h, angle)
+            if recipe == "logo-gray":
+                level = cv2.merge([cv2.cvtColor(level, cv2.COLOR_RGBA2GRAY)] * 3 + [level[..., 3]])
+            inside = (10, 10) if recipe == "reference" else box           # pixels of its turned box, at least
+            x, y = (int(rng.integers(min(k - n, N - k), max(k - n, N - k) + 1))
+                    for k, n, N in zip(inside, box, (W, H)))
+            matrix = placement(level, w, h, angle, x + (box[0] - w) / 2, y + (box[1] - h) / 2)
+            lay(image, mask, level, matrix, opacity, mode, alpha=0, seen=0)
+            marks.append({"kind": "logo", "x": x, "y": y, "width": w, "height": h, "angle": angle,
+                          "opacity": opacity, "blend": mode, "mark": Path(path).name})
+        if recipe == "clwd":
+            mask = (cv2.absdiff(image, clean).sum(2, dtype=np.uint16) > 15).astype(np.uint8)
+            image = jpeg(image, 75)
+        return image, mask, {"photo": photo, "marks": marks, "jpeg": 75 if recipe == "clwd" else None}
 
 
 # ---------------------------------------------------------------- command line
 
-def contact_sheet(synth: Synth, seed: int, n: int, cell: int = 320, columns: int = 6) -> Image.Image:
-    """n samples in rows of six, each image above its mask."""
-    sheet = Image.new("RGB", (columns * cell, -(-n // columns) * 2 * cell), "white")
-    for i in range(n):
-        image, mask, _ = synth.make_sample(seed, i)
-        for row, picture in enumerate((image.transpose(1, 2, 0), np.repeat(mask[0][..., None] * 255, 3, 2))):
+def contact_sheet(rows: list[list[np.ndarray]], cell: tuple[int, int], names=()) -> Image.Image:
+    """Rows of pictures (H, W, 3), each row's name before it."""
+    left = 80 if names else 0
+    sheet = Image.new("RGB", (max(map(len, rows)) * cell[0] + left, len(rows) * cell[1]), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
             thumb = Image.fromarray(picture)
-            thumb.thumbnail((cell - 6, cell - 6))
-            sheet.paste(thumb, (i % columns * cell, (i // columns * 2 + row) * cell))
-    return sheet
-
-
-def sheet_of_kinds(images, logos, seed: int, cell: tuple[int, int] = (300, 200), columns=4) -> Image.Image:
-    """A row for each kind of mark in the default recipe, its name before it."""
-    sheet = Image.new("RGB", (columns * cell[0] + 80, len(KINDS) * cell[1]), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
-    for row, kind in enumerate(KINDS):
-        synth = Synth(images, logos, kinds={kind: 1})
-        samples = (synth.make_sample(seed + row, i)[:2] for i in count(1))
-        shown = (image for image, mask in samples if mask.mean() >= 0.002)       # not clean, nor next to it
-        pen.text((8, (row + 0.5) * cell[1]), kind, "black", font=font, anchor="lm")
-        for column, image in enumerate(islice(shown, columns)):
-            thumb = Image.fromarray(image.transpose(1, 2, 0))
             thumb.thumbnail((cell[0] - 6, cell[1] - 6))
-            sheet.paste(thumb, (column * cell[0] + 80, row * cell[1]))
+            sheet.paste(thumb, (x * cell[0] + left, y * cell[1]))
+    for y, name in enumerate(names):
+        place, font = (8, (y + 0.5) * cell[1]), ImageFont.load_default(18)
+        ImageDraw.Draw(sheet).text(place, name, "black", font, anchor="lm")
     return sheet
+
+
+def preview(synth: Synth, seed: int, n: int) -> Image.Image:
+    """n samples in rows of six, each image above its mask."""
+    rows = []
+    for first in range(0, n, 6):
+        samples = [synth.make_sample(seed, i) for i in range(first, min(first + 6, n))]
+        rows += [[image.transpose(1, 2, 0) for image, _, _ in samples],
+                 [np.repeat(mask[0][..., None] * 255, 3, 2) for _, mask, _ in samples]]
+    return contact_sheet(rows, (320, 320))
+
+
+def preview_kinds(images, logos, seed: int, columns: int = 4) -> Image.Image:
+    """A row for each kind of mark in the default recipe, its name before it."""
+    rows = []
+    for row, kind in enumerate(KINDS):
+        synth = Synth(images, logos, kinds=(kind,))
+        samples = (synth.make_sample(seed + row, i)[:2] for i in count())
+        marked = (image.transpose(1, 2, 0) for image, mask in samples if mask.mean() >= 0.002)
+        rows.append(list(islice(marked, columns)))
+    return contact_sheet(rows, (300, 200), tuple(KINDS))
 
 
 def write_sample(synth: Synth, out: Path, seed: int, i: int) -> str:
@@ -1094,9 +1299,9 @@ def main(argv=None) -> int:
     try:
         synth = Synth(args.images, args.logos, args.recipe, args.size, args.held_out)
         if args.kinds:
-            sheet_of_kinds(args.images, args.logos, args.seed).save(args.out)
+            preview_kinds(args.images, args.logos, args.seed).save(args.out)
         elif args.out.suffix.lower() in (".png", ".jpg", ".jpeg"):
-            contact_sheet(synth, args.seed, args.n).save(args.out)
+            preview(synth, args.seed, args.n).save(args.out)
         else:
             export(synth, args.out, args.seed, args.n, args.workers)
     except (ValueError, OSError) as e:

@@ -159,10 +159,10 @@ def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures,
     own = data = Synth(args.images, logos, recipe, args.size, seed=args.seed)
     refuse_pairs(own.photos)
     held_out = marked_set(Synth(args.images, logos, recipe, held_out=True, seed=VALIDATION_SEED), n_eval)
-    files = {"photos": len(own.photos), "logos": len(own.marks.logos), "fonts": len(own.marks.fonts)}
+    files = {"photos": len(own.photos), "logos": len(own.art.logos), "fonts": len(own.art.fonts)}
     if fine_tunes:
         general = Synth(args.images, LOGOS, size=args.size, seed=args.seed)
-        if files["logos"] < len(general.marks.logos):              # a large collection is general by itself
+        if files["logos"] < len(general.art.logos):              # a large collection is general by itself
             data = Mixed(own, general, GENERAL)
     if args.pairs:
         folder = Path(args.pairs).resolve()

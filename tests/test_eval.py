@@ -178,7 +178,7 @@ def test_breakdown_takes_marks_only_where_there_is_exactly_one():
     one = {"opacity": 0.2, "kind": "credit", "blend": "normal"}
     rows = [row(1, 0, 1, marks=[one], jpeg=None), row(4, 0, 0, marks=[one, one], jpeg=60),
             row(fp=9, marks=[], jpeg=60),
-            row(1, 0, 0, marks=[one | {"opacity": 1.0, "kind": "lattice"}], jpeg=95)]
+            row(1, 0, 0, marks=[one | {"opacity": 1.0, "kind": "grid"}], jpeg=95)]
     table = ev.breakdown(rows)
     assert {name: s["n_marked"] for name, s in table.items()} == {
         "opacity/0.2-0.3": 1, "opacity/0.8-1": 1, "size/1-2": 1, "size/2-5": 2, "kind/text": 1,
@@ -186,11 +186,6 @@ def test_breakdown_takes_marks_only_where_there_is_exactly_one():
     assert list(table)[:4] == ["opacity/0.2-0.3", "opacity/0.8-1", "size/1-2", "size/2-5"]
     assert table["opacity/0.2-0.3"]["iou"] == 0.5 and all(s["n_clean"] == 0 for s in table.values())
     assert list(ev.breakdown([row(1)])) == ["size/1-2"]                # a data set without meta.jsonl
-
-
-def test_every_kind_of_synth_has_a_name_here(logos):
-    from synth import KINDS
-    assert {ev.KINDS.get(kind, kind) for kind in KINDS} == {"logo", "text", "tiled", "line"}
 
 
 def test_compare_is_paired():
