@@ -35,8 +35,8 @@ from PIL import Image, ImageDraw, ImageFont, features
 from tqdm import tqdm
 
 MASK_ALPHA = 0.08          # a pixel is the mark's where the mark's own alpha, before opacity, is above this
-MIN_CHANGE = 8             # levels of 255: a pixel of a mark that changes by less is not seen on flat ground
-TEXTURE = 0.9              # on textured ground it must change by this share of the local contrast
+MIN_CHANGE = 10            # levels of 255: a pixel of a mark that changes by less is not seen on flat ground
+TEXTURE = 1.2              # on textured ground it must change by this share of the local contrast
 SEEN = 0.6                 # share of its pixels that must be seen, or the mark is laid again
 RETRIES = 5                # how often, before the sample goes without it
 HELD_OUT = 10              # per cent of the files that training never sees, by a hash of the file name
@@ -254,12 +254,8 @@ def draw_glyphs(text: str, font: str | None, px: int) -> np.ndarray:
 
 # ---------------------------------------------------------------- backgrounds
 
-@lru_cache(maxsize=1)      # crops in a row share a photo
 def read_photo(path: str) -> np.ndarray | None:
-    """(H, W, 3) uint8 RGB as displayed, shrunk while decoding if it is huge; None if it cannot be read.
-
-    The last one is kept: change a copy.
-    """
+    """(H, W, 3) uint8 RGB as displayed, shrunk while decoding if it is huge; None if it cannot be read."""
     try:
         with Image.open(path) as header:
             factor = max(header.size) // PHOTO_SIDE
@@ -326,7 +322,8 @@ def generate_page(rng: np.random.Generator, art: "Art") -> np.ndarray:
     dark = screen and rng.random() < 0.4
     paper = (rng.integers(10, 70, 3) if dark else 255 - rng.integers(0, 25, 3)).tolist()
     ink = (rng.uniform(0.7, 1) if dark else rng.uniform(0, 0.35),) * 3
-    image = np.full((H, W, 3), rng.integers(0, 256, 3) if screen else paper, np.uint8)
+    desk = np.clip(rng.integers(20, 236) + rng.normal(0, 30, 3), 0, 255)
+    image = np.full((H, W, 3), desk if screen else paper, np.uint8)
     colours = (255 * np.stack([pick_colour(rng) for _ in range(4)])).tolist()
     for _ in range(int(rng.integers(1, 4)) if screen else 1):      # windows, the last one on top; or the page
         m, px = int(rng.integers(6, 30)), int(rng.integers(7, 13))
@@ -899,10 +896,10 @@ def seen_share(before: np.ndarray, after: np.ndarray, inside: np.ndarray) -> tup
     """Share of the pixels `inside` (h, w) uint8 whose change a person sees, and sees plainly: twice as large.
 
     before, after: (h, w, 3) uint8. A pixel must change by MIN_CHANGE, and by TEXTURE times the local contrast,
-    which hides it: the mean distance from the local mean over 15 pixels.
+    which hides it: the mean distance from the local mean over 21 pixels.
     """
     grey = cv2.cvtColor(before, cv2.COLOR_RGB2GRAY)
-    contrast = cv2.blur(cv2.absdiff(grey, cv2.blur(grey, (15, 15))), (15, 15))
+    contrast = cv2.blur(cv2.absdiff(grey, cv2.blur(grey, (21, 21))), (21, 21))
     needed = cv2.max(cv2.convertScaleAbs(contrast, alpha=TEXTURE), MIN_CHANGE)
     change = cv2.blur(cv2.cvtColor(cv2.absdiff(before, after), cv2.COLOR_RGB2GRAY), (3, 3))
     change, n = cv2.bitwise_and(change, inside), max(cv2.countNonZero(inside), 1)
@@ -1049,6 +1046,7 @@ class Synth:
             raise ValueError(f"no recipe {recipe!r}; there are {', '.join((*RECIPES, OWN))}")
         self.images, self.recipe, self.size, self.seed, self.n = images, recipe, size, seed, n
         self.kinds = OWN_KINDS if recipe == OWN else kinds
+        self.last = None, None                    # what the crops lie on: (seed, number) and the picture
         self.photos = take_part(find_files(images, PHOTO_TYPES), images, held_out)
         if images is not None and not self.photos:
             raise ValueError(f"no photo in {images} (looked for {' '.join(PHOTO_TYPES)})")
@@ -1081,7 +1079,7 @@ class Synth:
         return planes, mask[None], meta
 
     def background(self, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        """A photo (H, W, 3) uint8, not to be changed in place, and its name."""
+        """A photo (H, W, 3) uint8 and its name."""
         if not self.photos:
             return generate_background(rng), "generated"
         found = pick_readable(rng, self.photos, read_photo)
@@ -1097,16 +1095,22 @@ class Synth:
         mark, matrix = draw(rng, self.art, W, H)
         return Layer(mark, matrix, rng.uniform(low, high), pick(rng, BLENDS), {"kind": kind})
 
+    def ground(self, seed: int, i: int) -> tuple[np.ndarray, str]:
+        """What sample i lies on, and its name: a photo, a page or dead leaves. Crops in a row share it."""
+        key = (seed, i // SHARED if self.size else i)
+        if self.last[0] != key:
+            rng = np.random.default_rng([*key, 1])
+            kind = pick(rng, {"page": PAGES, "generated": LEAVES, "photo": 1 - PAGES - LEAVES})
+            image, name = (self.background(rng) if kind == "photo" else
+                           (generate_page(rng, self.art) if kind == "page" else generate_background(rng), kind))
+            self.last = key, (image, name)
+        return self.last[1]
+
     def default(self, rng: np.random.Generator, seed: int, i: int):
         """What people meet: any number of marks on a photo, or a window of it; then the camera."""
-        kinds, ground = self.kinds, rng.random()
-        if ground < PAGES:
-            photo, name = generate_page(rng, self.art), "page"
-            kinds = tuple(k for k in kinds if k in PAGE_KINDS) or kinds
-        elif ground < PAGES + LEAVES:
-            photo, name = generate_background(rng), "generated"
-        else:
-            photo, name = self.background(np.random.default_rng([seed, i // SHARED, 1]) if self.size else rng)
+        photo, name = self.ground(seed, i)
+        kinds = tuple(k for k in self.kinds if k in PAGE_KINDS) if name == "page" else ()
+        kinds = kinds or self.kinds
         if self.size and min(photo.shape[:2]) < self.size and rng.random() < CONTINUED:
             bottom, right = (max(round(self.size * rng.uniform(1, 1.3)) - n, 0) for n in photo.shape[:2])
             photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)
@@ -1196,7 +1200,7 @@ class Synth:
 
 def contact_sheet(rows: list[list[np.ndarray]], cell: tuple[int, int], names=()) -> Image.Image:
     """Rows of pictures (H, W, 3), each row's name before it."""
-    left = 80 if names else 0
+    left = 100 if names else 0
     sheet = Image.new("RGB", (max(map(len, rows)) * cell[0] + left, len(rows) * cell[1]), "white")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
@@ -1219,15 +1223,15 @@ def preview(synth: Synth, seed: int, n: int) -> Image.Image:
     return contact_sheet(rows, (320, 320))
 
 
-def preview_kinds(images, logos, seed: int, columns: int = 4) -> Image.Image:
-    """A row for each kind of mark in the default recipe, its name before it."""
+def preview_kinds(images, logos, seed: int, columns: int = 6) -> Image.Image:
+    """A row of crops for each kind of mark in the default recipe, its name before it."""
     rows = []
     for row, kind in enumerate(KINDS):
-        synth = Synth(images, logos, kinds=(kind,))
+        synth = Synth(images, logos, size=256, kinds=(kind,))
         samples = (synth.make_sample(seed + row, i)[:2] for i in count())
-        marked = (image.transpose(1, 2, 0) for image, mask in samples if mask.mean() >= 0.002)
+        marked = (image.transpose(1, 2, 0) for image, mask in samples if mask.mean() >= 0.004)
         rows.append(list(islice(marked, columns)))
-    return contact_sheet(rows, (300, 200), tuple(KINDS))
+    return contact_sheet(rows, (200, 200), tuple(KINDS))
 
 
 def write_sample(synth: Synth, out: Path, seed: int, i: int) -> str:
