@@ -23,11 +23,9 @@ import unicodedata
 import zlib
 from bisect import bisect
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 from itertools import accumulate, count, islice, repeat
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -163,33 +161,30 @@ SYLLABLES = ("ba be bo ca co da de do el en fa fi ga go ha he in ja ka ki la le 
 HAS_RAQM = features.check("raqm")                 # shapes Arabic and Indic letters, and turns right to left
 
 
-def open_font(path: str | None, px: int, engine=None):
+@lru_cache(maxsize=None)
+def read_font(path: str) -> str | None:
+    """The path if the font can be drawn: FreeType opens fonts whose letters it then cannot draw."""
     try:
-        return ImageFont.truetype(path, px, layout_engine=engine) if path else ImageFont.load_default(px)
-    except OSError:
-        warn_once(f"{path} is no readable font, Pillow's own takes its place")
-        return ImageFont.load_default(px)
+        ImageFont.truetype(path, 12).getmask("Aa1")
+        return path
+    except OSError as e:
+        warn_once(f"{path} cannot be drawn and is left out ({e})")
+        return None
+
+
+def open_font(path: str | None, px: int, engine=None):
+    return ImageFont.truetype(path, px, layout_engine=engine) if path else ImageFont.load_default(px)
 
 
 load_font = lru_cache(maxsize=32)(open_font)
 measure_font = lru_cache(maxsize=256)(open_font)  # at one size: what a font has, and how wide it is
 
 
-@contextmanager
-def drawing(path: str | None):
-    """FreeType opens fonts whose letters it then cannot draw, and its error does not name the file."""
-    try:
-        yield
-    except OSError as e:
-        raise ValueError(f"{path} opens as a font but cannot be drawn ({e}): remove it") from e
-
-
 @lru_cache(maxsize=2**16)
 def has_letter(path: str | None, letter: str) -> bool:
     """Fonts draw one and the same box, or nothing, for every letter they lack."""
     font = measure_font(path, 12, ImageFont.Layout.BASIC)
-    with drawing(path):
-        drawn, missing = (bytes(font.getmask(c)) for c in (letter, "\uffff"))
+    drawn, missing = (bytes(font.getmask(c)) for c in (letter, "\uffff"))
     return drawn != missing or not missing if letter == " " else drawn not in (missing, b"")
 
 
@@ -243,11 +238,9 @@ def draw_glyphs(text: str, font: str | None, px: int) -> np.ndarray:
         text = text[::-1]
     if not has_letter(font, " "):
         text = text.replace(" ", "")
-    with drawing(font):
-        rows = [load_font(font, px).getmask(line) for line in text.split("\n")]
-        rows = [np.frombuffer(bytes(row), np.uint8).reshape(row.size[::-1])[:2048, :4096] for row in rows]
-    rows = [a if a.size else np.zeros((1, 1), np.uint8) for a in rows]
-    a = rows[0] if len(rows) == 1 else stack(rows, 0, px // 5)
+    rows = [load_font(font, px).getmask(line) for line in text.split("\n")]
+    rows = [np.frombuffer(bytes(a), np.uint8).reshape(a.size[::-1]) for a in rows if all(a.size)]
+    a = stack(rows, 0, px // 5)[:2048, :4096] if rows else np.zeros((1, 1), np.uint8)
     x, y, w, h = cv2.boundingRect(a)
     return a[y:y + max(h, 1), x:x + max(w, 1)]
 
@@ -608,7 +601,8 @@ class Art:
         return pick_readable(rng, self.logos, load_logo)
 
     def font(self, rng: np.random.Generator) -> str | None:
-        return pick(rng, self.fonts) if self.fonts else None
+        found = pick_readable(rng, self.fonts, read_font)
+        return found and found[0]
 
     def emblem(self, rng: np.random.Generator, longest: float) -> np.ndarray:
         """A logo as a mark in its own colours, or a sign where there are no logos."""
@@ -632,8 +626,7 @@ class Art:
         else:
             if text.isascii() and rng.random() < 0.1:
                 text = " ".join(text)                                # letters far apart, as in many logos
-            with drawing(font):
-                width = max(measure_font(font, 32).getlength(text), 1)
+            width = max(measure_font(font, 32).getlength(text), 1)
         return draw_glyphs(text, font, int(max(8, min(32 * longest / width, highest))))
 
 
@@ -819,7 +812,7 @@ def grid(rng, art, W, H):
         for p, q in pick(rng, (cross, cross[:1], parallels), (60, 15, 25)):
             cv2.line(a, p, q, 255, thick, cv2.LINE_AA)
         return tint(a, colour), np.eye(2, 3)
-    w = round(max(W, H) * log_uniform(rng, 0.12, 0.6))
+    w = max(8, round(max(W, H) * log_uniform(rng, 0.12, 0.6)))
     h = max(8, round(w * rng.uniform(0.5, 1.2)))
     a, thick, strength = np.zeros((h, w), np.uint8), pick(rng, (1, 1, 2, 3)), int(rng.integers(120, 256))
     for y0, y1 in ((0, h - 1), (h - 1, 0)):                        # diagonals: neighbours meet at the corners
@@ -843,14 +836,6 @@ PAGE_KINDS = ("across", "tiles", "name", "logo", "label")          # on pages: a
 
 
 # ---------------------------------------------------------------- laying a mark
-
-class Layer(NamedTuple):
-    mark: np.ndarray           # (h, w, 4) uint8, premultiplied
-    matrix: np.ndarray         # (2, 3): where it comes to lie on the whole picture
-    opacity: float
-    blend: str
-    meta: dict                 # what it is, in JSON types
-
 
 def warp(mark: np.ndarray, matrix: np.ndarray, W: int, H: int):
     """The mark on a W x H picture -> (the part that lands in it, (row, column slices)); None if outside."""
@@ -895,16 +880,15 @@ def blend(under: np.ndarray, mark: np.ndarray, opacity: float, mode: str) -> np.
 def seen_share(before: np.ndarray, after: np.ndarray, inside: np.ndarray) -> tuple[float, float]:
     """Share of the pixels `inside` (h, w) uint8 whose change a person sees, and sees plainly: twice as large.
 
-    before, after: (h, w, 3) uint8. A pixel must change by MIN_CHANGE, and by TEXTURE times the local contrast,
-    which hides it: the mean distance from the local mean over 21 pixels.
+    before, after: (h, w, 3) uint8. A pixel must change by MIN_CHANGE, and by TEXTURE times the local contrast
+    that hides it: the mean distance from the local mean over 21 pixels.
     """
     grey = cv2.cvtColor(before, cv2.COLOR_RGB2GRAY)
     contrast = cv2.blur(cv2.absdiff(grey, cv2.blur(grey, (21, 21))), (21, 21))
     needed = cv2.max(cv2.convertScaleAbs(contrast, alpha=TEXTURE), MIN_CHANGE)
     change = cv2.blur(cv2.cvtColor(cv2.absdiff(before, after), cv2.COLOR_RGB2GRAY), (3, 3))
     change, n = cv2.bitwise_and(change, inside), max(cv2.countNonZero(inside), 1)
-    return tuple(cv2.countNonZero(cv2.compare(change, least, cv2.CMP_GE)) / n
-                 for least in (needed, cv2.add(needed, needed)))
+    return tuple(np.count_nonzero(change >= least) / n for least in (needed, cv2.add(needed, needed)))
 
 
 def lay(image, mask, mark, matrix, opacity: float, mode: str, alpha: float = MASK_ALPHA, seen: float = SEEN):
@@ -1089,11 +1073,11 @@ class Synth:
 
     # -- ours
 
-    def draw_mark(self, rng, W: int, H: int, kinds: tuple[str, ...]) -> Layer:
+    def draw_mark(self, rng, W: int, H: int, kinds: tuple[str, ...]):
+        """-> kind, mark, matrix that lays it on a W x H picture, opacity, blend mode."""
         kind = pick(rng, kinds, [KINDS[k][0] for k in kinds])
         _, draw, low, high = KINDS[kind]
-        mark, matrix = draw(rng, self.art, W, H)
-        return Layer(mark, matrix, rng.uniform(low, high), pick(rng, BLENDS), {"kind": kind})
+        return kind, *draw(rng, self.art, W, H), rng.uniform(low, high), pick(rng, BLENDS)
 
     def ground(self, seed: int, i: int) -> tuple[np.ndarray, str]:
         """What sample i lies on, and its name: a photo, a page or dead leaves. Crops in a row share it."""
@@ -1101,9 +1085,9 @@ class Synth:
         if self.last[0] != key:
             rng = np.random.default_rng([*key, 1])
             kind = pick(rng, {"page": PAGES, "generated": LEAVES, "photo": 1 - PAGES - LEAVES})
-            image, name = (self.background(rng) if kind == "photo" else
-                           (generate_page(rng, self.art) if kind == "page" else generate_background(rng), kind))
-            self.last = key, (image, name)
+            self.last = key, (self.background(rng) if kind == "photo" else
+                              (generate_page(rng, self.art), kind) if kind == "page" else
+                              (generate_background(rng), kind))
         return self.last[1]
 
     def default(self, rng: np.random.Generator, seed: int, i: int):
@@ -1121,33 +1105,31 @@ class Synth:
         if self.size:                             # marks lie on the whole frame; the crop is a window of it
             W, H, w = choose_frame(rng, W, H, self.size)
             h = w
-        layers = [self.draw_mark(rng, W, H, kinds) for _ in range(pick(rng, COUNTS))]
+        drawn = [self.draw_mark(rng, W, H, kinds) for _ in range(pick(rng, COUNTS))]
         ox, oy = int(rng.integers(W - w + 1)), int(rng.integers(H - h + 1))
-        if layers and rng.random() < 0.85:        # look where the first mark is
-            mark, matrix = layers[0][:2]
+        if drawn and rng.random() < 0.85:         # look where the first mark is
+            _, mark, matrix, _, _ = drawn[0]
             at = matrix @ [*rng.uniform(0, mark.shape[1::-1]), 1] - rng.uniform(0.15, 0.85, 2) * (w, h)
             ox, oy = np.clip(at, 0, (W - w, H - h)).astype(int).tolist()
         image = vary(rng, cut_window(photo, W, H, ox, oy, w, h), mirror=name != "page")
         mask, laid, gentle = np.zeros((h, w), np.uint8), [], False
-        for layer in layers:
+        for kind, mark, matrix, opacity, mode in drawn:
             for k in range(RETRIES):
-                matrix = layer.matrix - [[0, 0, ox], [0, 0, oy]]
-                found = lay(image, mask, layer.mark, matrix, layer.opacity, layer.blend)
+                found = lay(image, mask, mark, matrix - [[0, 0, ox], [0, 0, oy]], opacity, mode)
                 if found in ("plain", "faint"):
-                    laid.append(layer.meta | {"opacity": round(layer.opacity, 3), "blend": layer.blend})
+                    laid.append({"kind": kind, "opacity": round(opacity, 3), "blend": mode})
                     gentle |= found == "faint"
                 if found != "unseen":
                     break
                 if k % 2:
-                    layer = self.draw_mark(rng, W, H, kinds)
-                else:                             # as people do: light on dark, dark on light, and stronger
-                    opacity = rng.uniform(layer.opacity, KINDS[layer.meta["kind"]][3])
-                    layer = layer._replace(mark=inverted(layer.mark), opacity=opacity, blend="normal")
+                    kind, mark, matrix, opacity, mode = self.draw_mark(rng, W, H, kinds)
+                else:                             # as people do: stronger; words light on dark, dark on light
+                    opacity, mode = rng.uniform(opacity, KINDS[kind][3]), "normal"
+                    mark = mark if kind in OWN_KINDS else inverted(mark)
         image, quality = camera(rng, image, gentle)
         if self.size:
             image, mask = enlarge(rng, image, mask, self.size)
-        return image, mask, {"photo": name, "window": [ox, oy, W, H], "marks": laid,
-                             "jpeg": quality}
+        return image, mask, {"photo": name, "window": [ox, oy, W, H], "marks": laid, "jpeg": quality}
 
     # -- the field's
 

@@ -66,6 +66,17 @@ def test_some_crops_were_saved_small_and_then_enlarged(photos, logos, monkeypatc
     assert min(saved) >= 48 and 30 < sum(side < 96 for side in saved) < 70
 
 
+@pytest.mark.parametrize("size", [None, 33, 64])
+def test_tiny_and_very_flat_photos_serve_too(tmp_path, logos, size):
+    for k, (w, h) in enumerate(((1, 1), (3, 200), (10, 10), (40, 30), (500, 20))):
+        noise = np.random.default_rng(k).integers(0, 256, (h, w, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{k}.png")
+    tiny = Synth(tmp_path, logos, size=size, n=200)
+    for i in range(200):
+        image, mask = tiny[i]
+        assert image.shape[1:] == mask.shape[1:] and (size is None or mask.shape == (1, size, size))
+
+
 def test_no_mark_lies_unenlarged_on_an_enlarged_photo(photos, logos, monkeypatch):
     scales, cut = [], synth.cut_window                             # sizes of the ground that is marked, to the photo's
     monkeypatch.setattr(synth, "cut_window", lambda photo, W, H, *window:
@@ -310,6 +321,20 @@ def test_scripts_are_found_by_their_letters_and_words_drawn_with_them(monkeypatc
     texts = {make_text(np.random.default_rng(i), None) for i in range(60)}
     assert all(text.isupper() for text in texts) and {"SAMPLE", "PHOTO"} < texts and len(texts) > 10
     synth.scripts_of.cache_clear()
+
+
+def test_a_font_that_opens_but_cannot_be_drawn_is_named_and_left_out(tmp_path, capsys):
+    font = bytearray(synth.ImageFont.load_default(20).font_bytes)
+    (tmp_path / "good.ttf").write_bytes(font)
+    at = font.index(b"glyf")                                       # junk for letters
+    start, length = (int.from_bytes(font[at + k:at + k + 4], "big") for k in (8, 12))
+    font[start:start + length] = b"\xff" * length
+    (tmp_path / "broken.ttf").write_bytes(font)
+    (tmp_path / "no.otf").write_bytes(b"no font")
+    art = Synth(None, tmp_path).art
+    assert {os.path.basename(art.font(np.random.default_rng(i))) for i in range(20)} == {"good.ttf"}
+    err = capsys.readouterr().err
+    assert "broken.ttf cannot be drawn" in err and "no.otf cannot be drawn" in err
 
 
 def test_right_to_left_without_raqm_and_upright_columns(monkeypatch):
