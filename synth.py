@@ -554,7 +554,12 @@ def read_logo(path: str) -> np.ndarray | None:
         with Image.open(path) as image:
             if is_too_large(path, image):
                 return None
-            opaque, rgba = not image.has_transparency_data, np.array(image.convert("RGBA"))
+            opaque = not image.has_transparency_data
+            rgba = None if opaque else cv2.imread(path, cv2.IMREAD_UNCHANGED)      # faster, where it serves
+            if rgba is None or rgba.dtype != np.uint8 or rgba.shape[2:] != (4,):
+                rgba = np.array(image.convert("RGBA"))
+            else:
+                rgba = cv2.cvtColor(rgba, cv2.COLOR_BGRA2RGBA)
     except Exception as e:                       # Pillow's plugins raise many kinds on garbage
         warn_once(f"{path} cannot be read and is left out ({type(e).__name__})")
         return None
@@ -996,7 +1001,7 @@ def enlarge(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, size:
     if len(mask) == size:
         return image, mask
     image = cv2.resize(image, (size, size), interpolation=pick(rng, (cv2.INTER_LINEAR, cv2.INTER_CUBIC)))
-    return image, cv2.resize(mask * 255, (size, size)) // 128
+    return image, cv2.resize(mask * 255, (size, size)) >> 7
 
 
 def crop(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, size: int):
@@ -1007,7 +1012,7 @@ def crop(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, size: in
     at = rng.uniform((x, y), (x + w, y + h)) * fw / W - rng.uniform(0.15, 0.85, 2) * side
     x, y = np.clip(at, 0, (fw - side, fh - side)).astype(int).tolist()
     image, mask = (cut_window(a, fw, fh, x, y, side, side) for a in (image, mask * 255))
-    return enlarge(rng, image, mask // 128, size)
+    return enlarge(rng, image, mask >> 7, size)
 
 
 # ---------------------------------------------------------------- recipes
