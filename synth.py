@@ -34,8 +34,8 @@ from tqdm import tqdm
 
 MASK_ALPHA = 0.08          # a pixel is the mark's where the mark's own alpha, before opacity, is above this
 MIN_CHANGE = 10            # levels of 255: a pixel of a mark that changes by less is not seen on flat ground
-TEXTURE = 1.2              # on textured ground it must change by this share of the local contrast
-SEEN = 0.6                 # share of its pixels that must be seen, or the mark is laid again
+TEXTURE = 0.9              # on textured ground it must change by this share of the local contrast
+SEEN = 0.55                # share of its pixels that must be seen, or the mark is laid again
 RETRIES = 5                # how often, before the sample goes without it
 HELD_OUT = 10              # per cent of the files that training never sees, by a hash of the file name
 MAX_LOGO = 512             # logos are kept at this longest side, in pixels; larger ones are shrunk
@@ -48,7 +48,7 @@ LEAVES = 0.02              # share that are dead leaves, beside photos
 ENLARGED = 0.5             # share of the crops that are marked and saved small, and then made larger
 CONTINUED = 0.35           # share of the photos below the crop's side that go on as their mirror image
 SHARED = 4                 # crops in a row that share a photo: no harm in training (Fort et al. 2021), faster
-COUNTS = {0: 33, 1: 44, 2: 14, 3: 6, 4: 3}                             # number of marks -> weight
+COUNTS = {0: 27, 1: 48, 2: 15, 3: 6, 4: 4}        # number of marks -> weight: with misses, a third is clean
 BLENDS = {"normal": 80, "multiply": 8, "screen": 6, "overlay": 6}      # blend mode -> weight
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp", ".jpg", ".jpeg"), (".ttf", ".otf")
@@ -1082,7 +1082,8 @@ class Synth:
         """-> kind, mark, matrix that lays it on a W x H picture, opacity, blend mode."""
         kind = pick(rng, kinds, [KINDS[k][0] for k in kinds])
         _, draw, low, high = KINDS[kind]
-        return kind, *draw(rng, self.art, W, H), rng.uniform(low, high), pick(rng, BLENDS)
+        opacity = low + (high - low) * rng.random() ** 1.3         # more faint ones, since some are not seen
+        return kind, *draw(rng, self.art, W, H), opacity, pick(rng, BLENDS)
 
     def ground(self, seed: int, i: int) -> tuple[np.ndarray, str]:
         """What sample i lies on, and its name: a photo, a page or dead leaves. Crops in a row share it."""
@@ -1129,7 +1130,7 @@ class Synth:
                 if k % 2:
                     kind, mark, matrix, opacity, mode = self.draw_mark(rng, W, H, kinds)
                 else:                             # as people do: stronger; words light on dark, dark on light
-                    opacity, mode = rng.uniform(opacity, KINDS[kind][3]), "normal"
+                    opacity, mode = min(opacity * rng.uniform(1.4, 2.6), KINDS[kind][3]), "normal"
                     mark = mark if kind in OWN_KINDS else inverted(mark)
         image, quality = camera(rng, image, gentle)
         if self.size:
