@@ -181,8 +181,8 @@ def test_breakdown_takes_marks_only_where_there_is_exactly_one():
             row(1, 0, 0, marks=[one | {"opacity": 1.0, "kind": "grid"}], jpeg=95)]
     table = ev.breakdown(rows)
     assert {name: s["n_marked"] for name, s in table.items()} == {
-        "opacity/0.2-0.3": 1, "opacity/0.8-1": 1, "size/1-2": 1, "size/2-5": 2, "kind/text": 1,
-        "kind/tiled": 1, "blend/normal": 2, "jpeg/none": 1, "jpeg/50-70": 1, "jpeg/85-100": 1}
+        "opacity/0.2-0.3": 1, "opacity/0.8-1": 1, "size/1-2": 1, "size/2-5": 2, "kind/credit": 1,
+        "kind/grid": 1, "blend/normal": 2, "jpeg/none": 1, "jpeg/50-70": 1, "jpeg/85-100": 1}
     assert list(table)[:4] == ["opacity/0.2-0.3", "opacity/0.8-1", "size/1-2", "size/2-5"]
     assert table["opacity/0.2-0.3"]["iou"] == 0.5 and all(s["n_clean"] == 0 for s in table.values())
     assert list(ev.breakdown([row(1)])) == ["size/1-2"]                # a data set without meta.jsonl
