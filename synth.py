@@ -531,17 +531,18 @@ def draw_sign(rng: np.random.Generator, side: float) -> np.ndarray:
 def cut_out(rgb: np.ndarray) -> np.ndarray | None:
     """Alpha (h, w) of a logo without any: 0 on the nearly white or black ground that touches its border.
 
-    Edges are unmixed from the ground over two pixels. None where the ground is not flat, or fills nothing.
+    Edges are unmixed from the ground over two pixels. None where too little of the border is ground.
     """
-    border = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]]).astype(int)
-    ground = np.median(border, 0)
+    def border(a: np.ndarray) -> np.ndarray:
+        return np.concatenate([a[0], a[-1], a[:, 0], a[:, -1]])
+    ground = np.median(border(rgb), 0)
     if FLAT < ground.max() and ground.min() < 255 - FLAT:
         return None
     distance = np.abs(rgb - ground).max(2).astype(np.float32)
     parts = cv2.connectedComponents((distance <= FLAT).astype(np.uint8), connectivity=4)[1]
-    outer = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+    outer = np.unique(border(parts))
     clear = np.isin(parts, outer[outer > 0])
-    if clear.mean() < 0.02 or clear.all():
+    if clear.mean() < 0.02 or border(clear).mean() < 0.3 or clear.all():
         return None
     edge = cv2.dilate(clear.astype(np.uint8), None, iterations=2) > 0
     full = cv2.dilate(distance, None, iterations=3) + 1e-6         # what the mark differs by, close by
@@ -682,7 +683,8 @@ def repeated(rng, cell: np.ndarray, W: int, H: int, turned: float):
     w, h = (round(math.hypot(W, H)),) * 2 if angle else (W, H)
     mark = np.tile(cell, (h // cell.shape[0] + 1, w // cell.shape[1] + 1, 1))
     h, w = mark.shape[:2]
-    return mark, placement(mark, w, h, angle, (W - w) // 2, (H - h) // 2)
+    x, y = ((N - n) // 2 if angle else -int(rng.integers(n - N + 1)) for n, N in ((w, W), (h, H)))
+    return mark, placement(mark, w, h, angle, x, y)
 
 
 def logo(rng, art, W, H):
