@@ -1275,7 +1275,7 @@ def main(argv=None) -> int:
     # what is mixed
     parser.add_argument("--images", type=Path, help="folder of photos (default: generated backgrounds)")
     parser.add_argument("--logos", type=Path, default=Path(__file__).parent / "logos",
-                        help="folder of logos with alpha, and of fonts for text marks (default: %(default)s)")
+                        help="folder of logos, and of fonts for words (default: %(default)s)")
     parser.add_argument("--recipe", choices=(*RECIPES, OWN), default="default",
                         help="how marks are laid on photos; own: the default with these logos and nothing "
                         "else (default: %(default)s)")

@@ -409,7 +409,7 @@ def test_the_reference_recipe_follows_its_law(photos, logos):
 
 
 def test_the_clwd_recipe_follows_its_law(photos, logos):
-    metas = draws(photos / "train", logos, "clwd")           # 256 x 256 each, so the slowest
+    metas = draws(photos / "train", logos, "clwd", 1200)     # 256 x 256 each, so the slowest
     marks = [meta["marks"][0] for meta in metas]
     assert all(len(meta["marks"]) == 1 and meta["jpeg"] == 75 for meta in metas)
     for side in ("width", "height"):
