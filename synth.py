@@ -1022,7 +1022,7 @@ def crop(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, size: in
 class Synth:
     """Samples without end: a map-style Dataset, though not in name, so that this file starts without torch.
 
-    images, logos: folders, searched to any depth (None: generated backgrounds, text marks only).
+    images, logos: folders, searched to any depth (None: generated backgrounds, drawn marks only).
     size: side of a square crop, for training; None keeps each photo's own size.
     held_out takes the share of photos, logos and fonts that training never sees.
     Index i of the Dataset is make_sample(seed, i); n is its length.
