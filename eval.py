@@ -352,11 +352,11 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, wo
             if image is None:
                 continue
             prob = predict_prob(net, image)                                       # (H, W) float32
-            plain = to_mask(prob, net.threshold, 0, net.certain)
+            plain = to_mask(prob, net.threshold, 0)
             rows[-1] |= count(dilate(plain, radius), truth)
             if keep is None:
                 radii = (*DILATIONS, default_dilation(*truth.shape))
-                rows[-1]["curve"] = [count(to_mask(prob, t, 0, net.certain), truth) for t in THRESHOLDS]
+                rows[-1]["curve"] = [count(to_mask(prob, t, 0), truth) for t in THRESHOLDS]
                 rows[-1]["dilated"] = [count(dilate(plain, d), truth) for d in radii]
             elif i < keep:
                 rows[-1]["maps"] = image, truth, prob
@@ -495,7 +495,7 @@ def draw_worst(net: nn.Module, pictures: Pictures, rows: list[dict], n: int, rad
     for k, row in enumerate(worst):
         x, y = k % 2 * 3 * cell, 20 + k // 2 * (cell + 16)
         image, truth, meta = pictures[row["index"]]
-        mask = to_mask(predict_prob(net, image), net.threshold, radius, net.certain)
+        mask = to_mask(predict_prob(net, image), net.threshold, radius)
         prediction = np.repeat(mask[..., None], 3, axis=2)                        # (H, W, 3)
         prediction[(mask > 0) & (truth == 0)] = 230, 60, 40
         for j, picture in enumerate((image, np.repeat(truth[..., None] * 255, 3, axis=2), prediction)):

@@ -6,13 +6,16 @@
 
     python model.py import FILE --arch unet --encoder mit_b5 -o OUT    # weights of the public notebook
     python model.py export runs/x/best.pt weights/watermark.pt         # a checkpoint, small enough to release
+    python model.py export --onnx runs/x/best.pt watermark.onnx        # for a browser or a C++ program
 
 Read top to bottom: network, device and precision, image in, mask out, checkpoint file; last what only today's
 weights/watermark.pt needs.
 """
 import argparse
+import contextlib
 import ctypes
 import difflib
+import io
 import math
 import os
 import pickle
@@ -20,6 +23,7 @@ import platform
 import sys
 import urllib.error
 import urllib.request
+import uuid
 import warnings
 from pathlib import Path
 
@@ -28,11 +32,15 @@ import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from segmentation_models_pytorch.base.modules import Conv2dReLU
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+with contextlib.suppress(ImportError):        # HEIC, the phones' format, where it is installed
+    from pillow_heif import register_heif_opener
+    register_heif_opener()
 
 FORMAT = 1                            # version of the checkpoint dict; raise it when a key changes meaning
 # what a checkpoint holds: about the network, then about the run, which is None in released weights
@@ -47,6 +55,9 @@ ENLARGE = 1.5                         # smaller pictures grow to SIZE, but no fu
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
 DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
+DRAFT = 1.5                           # a JPEG is decoded to at least this many times the side wanted
+# what pictures may be. Pillow knows more: EPS starts a program, and old formats are rarely tested.
+FORMATS = "AVIF BMP DDS DIB GIF HEIF ICNS ICO JPEG JPEG2000 MPO PCX PNG PPM SGI TGA TIFF WEBP".split()
 PRIOR = 0.05                          # share of marked pixels that a fresh network expects before training
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -63,7 +74,7 @@ class Segmenter(nn.Module):
     def __init__(self, arch: str, encoder: str, options: dict | None = None):
         super().__init__()
         self.arch, self.encoder, self.options = arch, encoder, options or {}
-        self.size, self.threshold, self.certain = SIZE, THRESHOLD, 0.0
+        self.size, self.threshold = SIZE, THRESHOLD
         self.model = smp.create_model(arch, encoder, encoder_weights=None, in_channels=3, classes=1,
                                       **self.options)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
@@ -229,27 +240,42 @@ def channels_last(device: torch.device) -> bool:
 
 # ---------------------------------------------------------------- image in
 
-def load_image(source, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def open_image(source) -> Image.Image:
+    """A path or binary file, opened and not yet decoded.
+
+    Raises OSError for what is no picture in one of FORMATS, ValueError for one over MAX_PIXELS.
+    """
+    Image.init()                              # all of Pillow's plugins
+    Image.MAX_IMAGE_PIXELS = None             # our own limit in place of Pillow's warning
+    try:
+        file = Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    except UnidentifiedImageError:
+        heic = str(source).lower().endswith((".heic", ".heif")) and "HEIF" not in Image.OPEN
+        raise OSError("HEIC is read once pillow-heif is installed: pip install pillow-heif" if heic else
+                      "not a picture that Pillow can read") from None
+    if file.width * file.height > MAX_PIXELS:
+        raise ValueError(f"{file.width}x{file.height} is over the limit of {MAX_PIXELS} pixels")
+    return file
+
+
+def load_image(source) -> np.ndarray:
     """Any picture as it is displayed -> (H, W, 3) uint8 RGB.
 
     source: path, binary file, PIL image or HWC uint8 array. EXIF orientation is applied, transparency lies on
     white, 16-bit and float greys are scaled by their full range (never stretched per image), of an animation
     the first frame.
-    Raises OSError for a file that is no complete picture, ValueError for one over max_pixels.
+    Raises OSError for a file that is no complete picture, ValueError for one over MAX_PIXELS.
     """
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
             raise ValueError(f"expected an (H, W, 3) uint8 array, got {source.shape} {source.dtype}")
         return source
-    Image.MAX_IMAGE_PIXELS = None             # our own limit, below, in place of Pillow's warning
+    image = source if isinstance(source, Image.Image) else open_image(source)
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width}x{image.height} is over the limit of {max_pixels} pixels")
         image.load()
-    except (SyntaxError, EOFError, IndexError, TypeError, AttributeError, KeyError, RuntimeError,
-            pickle.PickleError) as e:
-        # what Pillow's plugins raise on garbage
+    except OSError:
+        raise
+    except Exception as e:                    # Pillow's plugins raise a dozen kinds on garbage
         raise OSError(f"not a readable picture: {first_line(e)}") from e
     try:
         image = ImageOps.exif_transpose(image)
@@ -271,19 +297,20 @@ def square_side(H: int, W: int) -> float:
     return max(math.sqrt(H * W), max(H, W) / 4)
 
 
-def fit(image: np.ndarray, size: float) -> np.ndarray:
+def fit(image: np.ndarray, size: float, shape: tuple[int, int] | None = None) -> np.ndarray:
     """(H, W, ...) -> what the network is to see: the same with at most `size` x `size` pixels.
 
     Pictures under SIZE are enlarged to it, at most ENLARGE times, as training has seen it (synth.ENLARGED): a
     letter needs its pixels. The model card has the comparison.
+    shape: (H, W) in full, where `image` is decoded smaller.
     """
-    H, W = image.shape[:2]
+    H, W = shape or image.shape[:2]
     side = square_side(H, W)
     scale = min(size / side, max(min(SIZE / side, ENLARGE), 1))
-    if scale == 1:
+    h, w = max(round(H * scale), 1), max(round(W * scale), 1)
+    if (h, w) == image.shape[:2]:
         return image
-    return cv2.resize(image, (max(round(W * scale), 1), max(round(H * scale), 1)),
-                      interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    return cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
 # ---------------------------------------------------------------- mask out
@@ -328,15 +355,17 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     return grown
 
 
-def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, certain: float = 0) -> np.ndarray:
-    """(H, W) probabilities -> (H, W) uint8 {0, 255}, dilated; radius None grows with the picture.
+def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, feather: int = 0) -> np.ndarray:
+    """(H, W) probabilities -> (H, W) uint8, 255 where marked, 0 elsewhere.
 
-    certain: see old_marks; 0 leaves it to the threshold alone.
+    radius: of the dilation in pixels; None grows with the picture.
+    feather: width in pixels of a soft edge outside of that, where 255 falls to 0; for tools that blend.
     """
-    marked = (prob >= threshold).astype(np.uint8)
-    if certain:
-        marked = old_marks(marked, prob, threshold, certain)
-    return dilate(marked, default_dilation(*prob.shape) if radius is None else radius)
+    mask = dilate(prob >= threshold, default_dilation(*prob.shape) if radius is None else radius)
+    if feather:
+        distance = cv2.distanceTransform(255 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        mask = (255 * np.clip(1 - distance / (feather + 1), 0, 1)).round().astype(np.uint8)
+    return mask
 
 
 def default_dilation(H: int, W: int) -> int:
@@ -349,7 +378,7 @@ def default_dilation(H: int, W: int) -> int:
 def pack(net: Segmenter, **training) -> dict:
     """The checkpoint dict: plain tensors and JSON types. training: what is in RUN, or nothing."""
     return {"format": FORMAT, "arch": net.arch, "encoder": net.encoder, "options": net.options,
-            "size": net.size, "threshold": net.threshold, "certain": net.certain,
+            "size": net.size, "threshold": net.threshold,
             "model": net.state_dict(), **dict.fromkeys(RUN), **training}
 
 
@@ -415,7 +444,6 @@ def from_checkpoint(checkpoint: dict, ema: bool = True) -> Segmenter:
     except (RuntimeError, TypeError, AttributeError) as e:
         raise ValueError(f"its tensors do not fit {net.arch} on {net.encoder}: {first_line(e)}") from e
     net.size, net.threshold = checkpoint["size"], checkpoint["threshold"]
-    net.certain = checkpoint.get("certain", net.certain)  # younger than the format
     return net
 
 
@@ -451,6 +479,57 @@ def export(path: Path) -> dict:
     return pack(net, model={k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()})
 
 
+class OneLook(nn.Module):
+    """What export_onnx writes: image (B, H, W, 3) uint8 RGB -> prob (B, H, W) float32 in [0, 1]."""
+
+    def __init__(self, net: Segmenter):
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.net(image.permute(0, 3, 1, 2)).sigmoid()[:, 0]
+
+
+def export_onnx(path: Path) -> bytes:
+    """The network for any height and width, normalisation and padding inside, size and threshold as metadata.
+
+    Give it the picture as fit() makes it. It looks once: what old_probs adds is left out.
+    Raises ValueError where the package onnx is missing.
+    """
+    try:
+        import onnx
+    except ImportError as e:
+        raise ValueError("ONNX needs one more package: pip install onnx") from e
+    net, file = load_model(path), io.BytesIO()
+    sizes = {0: "batch", 1: "height", 2: "width"}
+    with warnings.catch_warnings():           # this exporter is the old one: the new one fixes the sizes
+        warnings.simplefilter("ignore")
+        torch.onnx.utils.export(OneLook(net).eval(), (torch.zeros(1, 64, 96, 3, dtype=torch.uint8),), file,
+                                opset_version=17, input_names=["image"], output_names=["prob"],
+                                dynamic_axes={"image": sizes, "prob": sizes})
+    graph = onnx.load_from_string(file.getvalue())
+    onnx.helper.set_model_props(graph, {"size": str(net.size), "threshold": str(net.threshold)})
+    onnx.checker.check_model(graph)
+    return graph.SerializeToString()
+
+
+def write_file(path: str | Path, data: bytes) -> None:
+    """Under a temporary name, then renamed: whatever kills us, a file under the final name is complete.
+
+    Makes the folder where it is missing. Raises OSError.
+    """
+    folder = os.path.dirname(path) or "."
+    temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(temporary, "xb") as f:
+            f.write(data)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):    # renamed already, or never made
+            os.unlink(temporary)
+
+
 def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -465,12 +544,16 @@ def main() -> int:
     p.add_argument("--encoder", default="mit_b5", help="likewise (default: %(default)s)")
     p.add_argument("-o", "--out", type=Path, required=True)
     p = commands.add_parser("export", help="strip a checkpoint for release, in half precision")
-    p.add_argument("file", type=Path)
+    p.add_argument("file", type=Path, help="a checkpoint, or the folder of a run")
     p.add_argument("out", type=Path)
+    p.add_argument("--onnx", action="store_true",
+                   help="write ONNX instead: uint8 RGB (B, H, W, 3) in, probabilities (B, H, W) out")
     args = parser.parse_args()
     try:
         if args.command == "import":
             save_checkpoint(pack(import_notebook(args.file, args.arch, args.encoder)), args.out)
+        elif args.onnx:
+            write_file(args.out, export_onnx(args.file))
         else:
             save_checkpoint(export(args.file), args.out)
     except (OSError, ValueError) as e:
@@ -481,11 +564,11 @@ def main() -> int:
 
 
 # ---------------------------------------------------------------- only for today's weights/watermark.pt
-# Its network is not smp's own. It looks twice or three times, and has a rule of its own for the mask. All of
-# that stands here and goes with that file.
+# Its network is not smp's own, and it looks two or three times. All of that goes with the file.
 
 DISPUTED = 0.3                        # two looks whose highest probs differ by more ask for a third one,
 THIRD_LOOK = 0.6                      # at this share of their size
+DOUBT = 12.2                          # what a picture's surest pixel must have, see old_probs
 
 
 class OldSegmenter(Segmenter):
@@ -526,6 +609,8 @@ def old_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
     """As predict_probs: the mean of the picture and its mirror image.
 
     Where only one of the two has a mark, a smaller look decides: the median of the three.
+    No prob is above what the picture's surest pixel allows: sqrt(odds of it) / DOUBT, in odds. So a surest
+    pixel of .99 allows .45, the threshold, and one of .999 allows .72: a clean photo has few such pixels.
     """
     stack = np.stack(images)
     plain, mirrored = np.split(look(net, np.concatenate([stack, stack[:, :, ::-1]])), 2)
@@ -537,30 +622,9 @@ def old_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
         small = fit(images[i], THIRD_LOOK * square_side(H, W))
         third = resize_prob(look(net, small[None])[0], H, W)
         probs[i] = third.clip(np.minimum(plain[i], mirrored[i]), np.maximum(plain[i], mirrored[i]))
-    return list(probs)                                                             # B x (H, W)
-
-
-def old_marks(marked: np.ndarray, prob: np.ndarray, threshold: float, certain: float) -> np.ndarray:
-    """marked (H, W) uint8 {0, 1} -> the same without what the network is nowhere sure of.
-
-    A picture without a pixel of three times the threshold, or of `certain` if that is less, has no mark. In
-    other pictures, a mark stays if it has a pixel of 1.75 times the threshold, or of `certain` (hysteresis,
-    Canny 1986). What lies within four times the default dilation is one mark, as are the letters of a word.
-    """
-    of_mark, of_picture = (max(min(n * threshold, certain), threshold) for n in (1.75, 3))
-    if prob.max(initial=0) < of_picture:
-        marked[:] = 0
-    elif of_mark > threshold:
-        # decided for cells of n x n pixels: the network saw no finer
-        n = max(int(square_side(*prob.shape) / SIZE), 1)
-        near, sure = (cv2.dilate(m, np.ones((n, n), np.uint8), anchor=(0, 0))[::n, ::n]
-                      for m in (marked, (prob >= of_mark).astype(np.uint8)))
-        k, labels = cv2.connectedComponents(dilate(near, 2 * default_dilation(*near.shape)))
-        stays = np.zeros(k, np.uint8)
-        stays[labels[sure > 0]] = 1
-        stays = cv2.resize(stays[labels], None, fx=n, fy=n, interpolation=cv2.INTER_NEAREST)
-        marked &= stays[:prob.shape[0], :prob.shape[1]]
-    return marked
+    surest = probs.max((1, 2), keepdims=True)
+    allowed = np.sqrt(surest) / (np.sqrt(surest) + DOUBT * np.sqrt(1 - surest))
+    return list(np.minimum(probs, allowed))                                        # B x (H, W)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,36 @@
 """Photos in, watermark masks out.
 
-    python predict.py in.jpg                            # writes in_mask.png beside it, in seconds on a laptop
-    python predict.py photos/ --overlay                 # photos_masks/<stem>.png, photos_overlays/<stem>.jpg
+    python predict.py in.jpg                            # in_mask.png beside it, in seconds on a laptop
+    python predict.py photos/ --stored                  # photos_masks/<stem>.png, ready for
     iopaint run --model lama --image photos --mask photos_masks --output clean
-    python predict.py scans/ -r --tile --json > marks.jsonl         # small marks in large pictures
+    python predict.py agency/ --same-mark               # one mark in one place: one mask for each size
+    python predict.py clip.mp4                          # one mask for all frames
+    python predict.py photos/ -r --list                 # which pictures carry a mark; writes nothing
+    python predict.py scans/ --tile --json > marks.jsonl            # small marks in large pictures
     cat in.jpg | python predict.py - > mask.png
     torchrun --nproc-per-node 8 predict.py photos/ --skip-existing  # shares the files; goes on after a crash
 
-    from predict import predict_mask
-    mask = predict_mask("in.jpg")                       # (H, W) uint8, 255 where marked
-
-A mask is an 8-bit PNG, 0 or 255, of the picture's displayed size.
+A mask is an 8-bit PNG of the picture's displayed size, 255 where marked and 0 elsewhere.
 A picture that cannot be read or written costs one sentence on stderr, never the others.
 Exit code: 0 all written, 1 some failed, 2 wrong usage or nothing to do.
 
-Read top to bottom: library use, which pictures, decode, network, write, side by side, command line.
+A line of --json has input, mask, width, height; coverage, the marked share of the pixels; max_prob, the
+highest probability in the picture (from the threshold on, something is marked); boxes, one for each mark, best
+first, with the highest probability in it as its score. Some have orientation (EXIF), pages, group (how many
+pictures share the mask) or error.
+
+From Python, also from the threads of a server:
+
+    from predict import boxes, predict_mask
+    mask = predict_mask("in.jpg")                       # (H, W) uint8, 255 where marked
+
+    from model import load_image, load_model, predict_prob, to_mask
+    net = load_model()
+    prob = predict_prob(net, load_image("in.jpg"))      # (H, W) float32; prob.max() is the picture's score
+    mask = to_mask(prob, net.threshold)
+    marks = boxes(mask, prob)                           # [{"x": 12, "y": 340, "width": 200, ...}, ...]
+
+Read top to bottom: library use, which images, read, predict, write, side by side, command line.
 """
 import argparse
 import contextlib
@@ -28,10 +44,8 @@ import os
 import re
 import signal
 import sys
-import time
-import uuid
+import threading
 import warnings
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,196 +58,236 @@ if __name__ == "__main__":                    # a Ctrl-C while torch is imported
 import cv2
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
+from torch import distributed as dist
 from tqdm import tqdm
 
-from model import (ENLARGE, MAX_PIXELS, SIZE, WEIGHTS, Segmenter, first_line, fit, load_image, load_model,
-                   pick_amp, pick_device, predict_prob, predict_probs, resize_prob, square_side, to_mask)
+from model import (DRAFT, ENLARGE, FORMATS, SIZE, WEIGHTS, Segmenter, default_dilation, dilate, first_line,
+                   fit, load_image, load_model, open_image, pick_amp, pick_device, predict_prob,
+                   predict_probs, resize_prob, square_side, to_mask, write_file)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per pass; a CPU gains nothing from more
 NETWORKS = 4                                  # at work side by side at most, each with its share of the cores
 OVERLAP, MARGIN = 1 / 4, 1 / 16               # of a window: what two share, and the rim that lacks context
-DRAFT = 1.5                                   # a JPEG is decoded to at least this many times the size wanted
+FRAMES = 64                                   # of a video that are looked at
 LEGIBLE = 8                                   # pixels: the smallest text to be seen; a guess, not measured
-CLAIMS = 100_000                              # masks of this run remembered by name (30 MB)
-ENDINGS = {"mask": ".png", "prob": ".png", "overlay": ".jpg"}
+ENDINGS = {"prob": ".png", "overlay": ".jpg", "mask": ".png"}      # the mask last: where it is, all is
 OURS = re.compile(r"_(mask\.png|prob\.png|overlay\.jpg|masks|probs|overlays)$")
-NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows them, a photo folder may hold them
-CAMERAS = {".mpo", ".heic", ".heif", ".avif", ".jxl"}        # Pillow may lack them: none is skipped silently
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
+CAMERAS = {".heic", ".heif", ".avif", ".jxl"}                # Pillow may lack them: none is skipped silently
+LOADING = threading.Lock()
 
 
 # ---------------------------------------------------------------- library use
 
 def predict_mask(image, weights=WEIGHTS, threshold: float | None = None, dilation: int | None = None,
-                 size: int | None = None, tile: bool = False, device: str = "auto") -> np.ndarray:
+                 size: int | None = None, tile: bool = False, device: str = "auto",
+                 feather: int = 0) -> np.ndarray:
     """Where is the watermark? -> (H, W) uint8, 255 where marked, 0 elsewhere, ready for an inpainting tool.
 
-    image: (H, W, 3) uint8 RGB array, PIL image or path; H and W are the displayed (EXIF-turned) ones.
-    threshold: probability from which a pixel is marked, see model.to_mask; None takes the one stored with the
-    weights.
-    dilation: pixels to grow the mask by; None grows with the picture (3 at 512), 0 is the bare prediction.
-    size: the network looks at size x size pixels, None takes its own size; see model.fit. tile: see --tile.
-    device: auto, cuda, cuda:1, mps or cpu. The weights are read once per process.
+    image: path, PIL image or (H, W, 3) uint8 RGB array; H and W are the displayed (EXIF-turned) ones.
+    threshold: probability from which a pixel is marked; None takes the one stored with the weights.
+    dilation, feather: see model.to_mask. size: the network looks at size x size pixels; None takes its own.
+    tile: see --tile. device: auto, cuda, cuda:1, mps or cpu; which one it is, is said on stderr, once.
     Raises OSError for a file that is no complete picture, ValueError for an array of another kind.
     """
-    net = cached_model(os.fspath(weights), device)
-    image = load_image(image)                                             # (H, W, 3)
-    prob = tiled_prob(net, image, size or net.size) if tile else predict_prob(net, image, size)
-    return to_mask(prob, net.threshold if threshold is None else threshold, dilation, net.certain)
+    with LOADING:                             # read once, however many threads ask
+        net = network(os.fspath(weights), device)
+    size = size or net.size
+    if isinstance(image, (str, os.PathLike)):
+        view, facts = read_view(image, size, tile)
+        H, W = facts["height"], facts["width"]
+    else:
+        view = load_image(image)                                          # (H, W, 3)
+        H, W = view.shape[:2]
+        view = view if tile else fit(view, size)
+    prob = resize_prob(one_prob(net, view, size, tile), H, W)
+    return to_mask(prob, net.threshold if threshold is None else threshold, dilation, feather)
 
 
 @functools.lru_cache(maxsize=2)
-def cached_model(weights: str, device: str) -> Segmenter:
-    return load_model(weights, pick_device(device)[0])
+def network(weights: str, device: str, quiet: bool = False) -> Segmenter:
+    place, why = pick_device(device)
+    net, (dtype, why_dtype) = load_model(weights, place), pick_amp("auto", place)
+    if not quiet:
+        say(f"{net.arch} on {net.encoder}, {place} ({why}), {dtype or torch.float32} ({why_dtype})")
+    return net
 
 
-# ---------------------------------------------------------------- which pictures
-# A picture travels as its record, a dict: first {input, mask, ...}, at the end the line that --json prints.
+# ---------------------------------------------------------------- which images
+# An image travels as its record, a dict: first {input, mask, ...}, at the end the line that --json prints.
 
-def find_pictures(args: argparse.Namespace) -> Iterator[dict]:
-    """As the system lists them: no list and no order, so that ten million files in a folder start at once."""
-    named = {os.path.abspath(n) for n in args.inputs}
+def find_images(args: argparse.Namespace) -> list[dict]:
+    """In the order of their names. With an error: must not be predicted. Present: has its outputs."""
+    records, owners = [], {}
     for source in args.inputs:
         folder = source if os.path.isdir(source) else None
         for path, error in scan(folder, args) if folder else [(source, None)]:
-            outputs = {} if error else name_outputs(path, folder, args)
-            if any(os.path.abspath(p) in named for p in outputs.values() if p != "-"):
-                error = "left alone, since its output would overwrite an input"
-            yield {"input": path, **outputs, "error": error} if error else {"input": path, **outputs}
+            records.append({"input": path, "error": error} if error else
+                           {"input": path, **name_outputs(path, folder, args)})
+    inputs = {identity(record["input"]) for record in records} - {None}
+    for record in records:
+        outputs = [record[kind] for kind in ENDINGS if kind in record]
+        other = owners.setdefault(os.path.realpath(outputs[-1]), record["input"]) if outputs else None
+        if any(identity(path) in inputs for path in outputs):
+            record["error"] = "left alone, since its output would overwrite an input"
+        elif outputs and other != record["input"]:
+            record["error"] = f"{printable(other)} has the same mask, {printable(record['mask'])}; rename one"
+        elif outputs and args.skip_existing and all(os.path.isfile(p) and os.path.getsize(p) for p in outputs):
+            record["present"] = True
+    return records
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """The same for all names of one file; None where there is none."""
+    with contextlib.suppress(OSError):
+        return (status := os.stat(path)).st_dev, status.st_ino
 
 
 def scan(folder: str, args: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
-    """Yields (picture, None), and (folder, reason) for one that cannot be listed."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if (is_ours(entry.path)
-                        or args.out and os.path.abspath(entry.path) == os.path.abspath(args.out)):
-                    continue
-                if entry.is_dir(follow_symlinks=False):                   # a link could lead round in circles
-                    if args.recurse:
-                        yield from scan(entry.path, args)
-                elif os.path.splitext(entry.name)[1].lower() in picture_endings():
-                    yield entry.path, None
-    except OSError as e:
-        yield folder, reason(e)
+    """Yields (image, None), and (folder, reason) for one that cannot be listed. No link to a folder counts."""
+    folders, endings = [folder], picture_endings() | (VIDEOS if args.same_mark else set())
+    while folders:
+        try:
+            entries = sorted(os.scandir(folder := folders.pop()), key=lambda entry: entry.name)
+        except OSError as e:
+            yield folder, reason(e)
+            continue
+        for entry in entries:                 # a Mac puts ._x.jpg beside x.jpg
+            if (entry.name.startswith("._") or is_ours(entry.path)
+                    or args.out and os.path.abspath(entry.path) == os.path.abspath(args.out)):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders += [entry.path] * args.recurse
+            elif os.path.splitext(entry.name)[1].lower() in endings:
+                yield entry.path, None
 
 
 def is_ours(path: str) -> bool:
     """Output of an earlier run: in_mask.png beside in.jpg, photos_masks beside photos."""
     source = OURS.sub("", path)
-    return source != path and any(os.path.exists(source + e) for e in ("", *picture_endings()))
+    return source != path and any(os.path.exists(source + e) for ending in ("", *picture_endings(), *VIDEOS)
+                                  for e in (ending, ending.upper()))
+
+
+def is_video(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in VIDEOS
 
 
 @functools.lru_cache(maxsize=1)
 def picture_endings() -> set[str]:
-    known = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - NOT_PHOTOS}
-    return known | CAMERAS | {e.upper() for e in known | CAMERAS}
+    return {e for e, kind in Image.registered_extensions().items() if kind in FORMATS} | CAMERAS
 
 
 def name_outputs(path: str, folder: str | None, args: argparse.Namespace) -> dict[str, str]:
     """folder: the input folder that holds `path`, None for a file that the user named."""
-    kinds = ["mask"] + ["prob"] * args.prob + ["overlay"] * args.overlay
+    kinds = [kind for kind, wanted in zip(ENDINGS, (args.prob, args.overlay, not args.list)) if wanted]
     if folder or args.out_is_folder:
         # photos/ -> photos_masks, photos_probs, photos_overlays: iopaint pairs by stem, so kinds must not mix
         base = args.out or folder
         beside = os.path.join(base, os.pardir, os.path.basename(os.path.abspath(base)))
         roots = {kind: os.path.normpath(f"{beside}_{kind}s") for kind in kinds}
-        roots["mask"] = args.out or roots["mask"]
+        roots["mask"] = args.out or roots.get("mask")
         name = os.path.relpath(path, folder) if folder else "stdin" if path == "-" else os.path.basename(path)
         return {kind: os.path.join(roots[kind], os.path.splitext(name)[0] + ENDINGS[kind]) for kind in kinds}
     base = os.path.splitext(args.out or path)[0]
     outputs = {kind: f"{base}_{kind}{ENDINGS[kind]}" for kind in kinds}
-    return {**outputs, "mask": args.out or outputs["mask"]}
+    return outputs | ({"mask": args.out} if args.out else {})
 
 
-def claim(record: dict, claims: dict[str, str], started: int) -> None:
-    """Fails a picture whose mask another one of this run has taken: a.jpg and a.png in one folder.
+# ---------------------------------------------------------------- read
 
-    The names of ten million files would cost gigabytes: old ones are forgotten, then the mask's age tells.
-    """
-    mask = os.path.abspath(record["mask"])
-    if len(claims) == CLAIMS and mask not in claims:
-        del claims[next(iter(claims))]
-        if os.path.exists(mask) and os.stat(mask).st_mtime_ns >= started:
-            claims[mask] = "another picture"
-    other = claims.setdefault(mask, record["input"])
-    if other != record["input"]:
-        record["error"] = (f"{printable(other)} has the same mask, {printable(record['mask'])}; "
-                           "rename one of them")
-
-
-# ---------------------------------------------------------------- decode
-
-def read(record: dict, args: argparse.Namespace,
-         size: int) -> tuple[dict, np.ndarray | None, np.ndarray | None]:
-    """-> (record, image, view): image (H, W, 3) for the overlay, view for the network. In a thread."""
-    start = time.perf_counter()
-    source = record["input"]
+def read(record: dict, args: argparse.Namespace, size: int) -> tuple[dict, np.ndarray | None]:
+    """-> (record, view): what the network is to see, None for an error or a video. In a thread."""
     try:
+        source = record["input"]
         if "error" in record:
-            return record, None, None
+            return record, None
         if source == "-":
-            source = io.BytesIO(sys.stdin.buffer.read())
+            args.stdin = sys.stdin.buffer.read()
         elif os.path.exists(source) and not os.path.isfile(source):
             raise OSError("not a regular file")                           # a named pipe would block for ever
-        with Image.open(source) as file:
-            W, H = full = file.size
-            if W * H > args.max_pixels:
-                raise ValueError(f"{W}x{H} is over the limit of {args.max_pixels} pixels, "
-                                 "--max-pixels raises it")
-            # A JPEG decodes to a half, quarter or eighth in a fraction of the time. Not if both sides could
-            # come out equal: which one is longer tells, further down, whether EXIF turned the picture.
-            scale = DRAFT * size / square_side(H, W)
-            small = not args.tile and not args.overlay and abs(W - H) >= 8 and scale < 1
-            drafted = small and file.draft(None, (int(W * scale) + 1, int(H * scale) + 1))
-            image = load_image(file, args.max_pixels)                     # (H, W, 3)
-        H, W = image.shape[:2]
-        if drafted:
-            W, H = sorted(full, reverse=W > H)
-        record["width"], record["height"] = W, H
-        view = image if args.tile else fit(image, size)
-        record["milliseconds"] = 1000 * (time.perf_counter() - start)
-        return record, image if args.overlay else None, view
+        elif is_video(source):
+            H, W = next(frames(source)).shape[:2]
+            return {**record, "width": W, "height": H}, None
+        view, facts = read_view(io.BytesIO(args.stdin) if source == "-" else source, size, args.tile)
+        return record | facts, view
     except Exception as e:                    # Pillow raises a dozen kinds on garbage; the run goes on
-        return {**record, "error": reason(e)}, None, None
+        return {**record, "error": reason(e)}, None
 
 
-# ---------------------------------------------------------------- network
+def read_view(source, size: int, tile: bool) -> tuple[np.ndarray, dict]:
+    """A path or binary file -> what the network is to see (h, w, 3) uint8, and facts for the record."""
+    with open_image(source) as file:
+        W, H = file.size
+        scale, facts = DRAFT * size / square_side(H, W), {}
+        # a JPEG decodes to a half, quarter or eighth in a fraction of the time
+        drafted = not tile and scale < 1 and file.draft(None, (int(W * scale) + 1, int(H * scale) + 1))
+        image = load_image(file)                                          # (H, W, 3), or smaller
+        with contextlib.suppress(Exception):  # garbage in EXIF, where load_image turns nothing
+            turn = file.getexif().get(0x0112)                             # TIFF and HEIC are turned by now
+            facts |= {"orientation": turn} if turn in range(2, 9) else {}
+        with contextlib.suppress(Exception):  # garbage after the first page; in MPO, a phone's depth map
+            facts |= {"pages": file.n_frames} if file.format != "MPO" and file.n_frames > 1 else {}
+    H, W = image.shape[:2] if not drafted else (W, H) if facts.get("orientation", 1) > 4 else (H, W)
+    return image if tile else fit(image, size, (H, W)), {"width": W, "height": H, **facts}
 
-def batches(pictures: Iterable, claims: dict, batch_size: int) -> Iterator[list[tuple]]:
-    """What read() gives, in lists for one pass each: pictures wait for others of their shape to fill it."""
-    started, waiting = time.time_ns(), {}
-    for record, image, view in pictures:
-        if "error" not in record:
-            claim(record, claims, started)
-        if "error" in record:
-            yield [(record, None, None)]
-            continue
-        group = waiting.setdefault(view.shape, [])
-        group.append((record, image, view))
-        if len(group) == batch_size or sum(map(len, waiting.values())) > 4 * batch_size:
-            yield waiting.pop(view.shape)
+
+def frames(path: str) -> Iterator[np.ndarray]:
+    """At most FRAMES frames spread over a video, each (H, W, 3) uint8 RGB. OSError where there is none."""
+    video = cv2.VideoCapture(path)
+    n, found = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
+    # a recording that was cut off does not know its length: then one a second
+    for k in np.unique(np.linspace(0, n - 1, FRAMES).astype(int)) if n > 0 else range(0, 30 * FRAMES, 30):
+        video.set(cv2.CAP_PROP_POS_FRAMES, k)
+        ok, frame = video.read()
+        if ok:
+            found += 1
+            yield frame[..., ::-1]
+    if not found:
+        raise OSError("not a video that OpenCV can read")
+
+
+# ---------------------------------------------------------------- predict
+
+def batches(images: Iterable, n: int) -> Iterator[list[tuple]]:
+    """What read() gives, in lists for one pass each: images wait for n - 1 others of their shape."""
+    waiting = {}
+    for record, view in images:
+        shape = None if view is None else view.shape
+        waiting.setdefault(shape, []).append((record, view))
+        if shape is None or len(waiting[shape]) == n or sum(map(len, waiting.values())) > 4 * n:
+            yield waiting.pop(shape)
     yield from waiting.values()
 
 
 def predict(group: list[tuple], net: Segmenter, args: argparse.Namespace, size: int) -> list[tuple]:
-    """One of batches() -> for each of its pictures (record, image, prob). In a thread."""
-    if "error" in group[0][0]:
+    """One of batches() -> for each of its images (record, prob), prob (h, w) or None. In a thread."""
+    record, view = group[0]
+    if "error" in record:
         return group
-    start = time.perf_counter()
-    views = [view for _, _, view in group]
     try:
-        probs = [tiled_prob(net, view, size) for view in views] if args.tile else predict_probs(net, views)
+        if view is None:                      # a video
+            views = (frame if args.tile else fit(frame, size) for frame in frames(record["input"]))
+            squares = [0, 0]
+            for n, view in enumerate(views, 1):
+                squares = [squares[0] + one_prob(net, view, size, args.tile) ** 2, n]
+            probs = [np.sqrt(squares[0] / squares[1])]
+        elif args.tile:
+            probs = [one_prob(net, view, size, True, not (args.many or args.quiet)) for _, view in group]
+        else:
+            probs = predict_probs(net, [view for _, view in group])
+        return [(record, prob) for (record, _), prob in zip(group, probs)]
     except RuntimeError as e:                 # out of memory, most likely
         error = f"the network failed, a smaller --size may help: {first_line(e)}"
-        return [({**record, "error": error}, None, None) for record, _, _ in group]
-    spent = 1000 * (time.perf_counter() - start) / len(group)
-    return [({**record, "milliseconds": record["milliseconds"] + spent}, image, prob)
-            for (record, image, _), prob in zip(group, probs)]
+        return [({**record, "error": error}, None) for record, _ in group]
 
 
-def tiled_prob(net: Segmenter, image: np.ndarray, size: int) -> np.ndarray:
+def one_prob(net: Segmenter, view: np.ndarray, size: int, tile: bool, show: bool = False) -> np.ndarray:
+    return tiled_prob(net, view, size, show) if tile else predict_probs(net, [view])[0]
+
+
+def tiled_prob(net: Segmenter, image: np.ndarray, size: int, show: bool = False) -> np.ndarray:
     """(H, W, 3) uint8 at full resolution -> (H, W) float32, from overlapping windows with blended seams."""
     H, W = image.shape[:2]
     if square_side(H, W) <= size:             # nothing to cut
@@ -241,7 +295,7 @@ def tiled_prob(net: Segmenter, image: np.ndarray, size: int) -> np.ndarray:
     prob = np.zeros((H, W), np.float32)
     places = [(row, column) for row in windows(H, size) for column in windows(W, size)]
     batch_size = BATCH[net.mean.device.type]
-    for k in range(0, len(places), batch_size):
+    for k in tqdm(range(0, len(places), batch_size), unit=" windows", disable=None if show else True):
         batch = places[k:k + batch_size]
         parts = predict_probs(net, [image[y, x] for (y, _), (x, _) in batch])
         for ((y, wy), (x, wx)), part in zip(batch, parts):
@@ -267,28 +321,61 @@ def windows(length: int, size: int) -> list[tuple[slice, np.ndarray]]:
     return [(slice(start, start + size), weights[k, start:start + size]) for k, start in enumerate(starts)]
 
 
+def share(results: Iterable[tuple], quiet: bool) -> Iterator[tuple]:
+    """--same-mark: images of one size get one map, the root mean square of theirs.
+
+    It found more than the mean, the median and others did (docs/LOG.md). Memory: one map for each size.
+    """
+    squares, waiting = {}, []
+    for record, prob in results:
+        if prob is None:
+            yield record, None
+            continue
+        size = record["width"], record["height"], is_video(record["input"]) and record["input"]
+        total, n = squares.get(size, (0, 0))
+        squares[size] = total + prob ** 2, n + 1
+        waiting.append((record, size))
+    parts, groups = gather(squares), {}
+    for size in {size: 0 for part in parts for size in part}:
+        totals, ns = zip(*(part[size] for part in parts if size in part))
+        groups[size] = np.sqrt(sum(totals) / sum(ns)), sum(ns)
+    if not quiet:
+        named = sorted((-n, f"{n} of {W}x{H}") for (W, H, _), (_, n) in groups.items() if n > 1)
+        more = f", and {len(named) - 20} smaller groups" * (len(named) > 20)
+        say("pictures that share a mask: "
+            + (", ".join(name for _, name in named[:20]) + more or "none, their sizes differ"))
+    for record, size in waiting:
+        prob, n = groups[size]
+        yield record | {"group": n}, prob
+
+
 # ---------------------------------------------------------------- write
 
-def write(result: tuple, args: argparse.Namespace, threshold: float, certain: float) -> dict:
+def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
     """Threshold, dilate, save -> the finished record. In a thread."""
-    start = time.perf_counter()
-    record, image, prob = result
-    if "error" in record:
+    record, prob = result
+    if prob is None or "present" in record:
         return record
     try:
+        record["max_prob"] = round(float(prob.max()), 4)
+        if args.list:
+            return record | {"coverage": float((prob >= threshold).mean())}
         prob = resize_prob(prob, record["height"], record["width"])       # (H, W)
-        mask = to_mask(prob, threshold, args.dilate, certain)
+        mask = to_mask(prob, threshold, args.dilate, args.feather)
+        turn = record.get("orientation", 1) if args.stored else 1
+        mask, prob = unturn(mask, turn), unturn(prob, turn)
+        record["height"], record["width"] = mask.shape
         if args.prob:
             save(record["prob"], (prob * 255).round().astype(np.uint8))
         if args.overlay:
+            source = io.BytesIO(args.stdin) if record["input"] == "-" else record["input"]
+            image = unturn(next(frames(source)) if is_video(record["input"]) else load_image(source), turn)
             red = cv2.addWeighted(image, 0.5, np.full_like(image, (255, 0, 0)), 0.5, 0)
             save(record["overlay"], np.where(mask[..., None] > 0, red, image)[..., ::-1])
-        save(record["mask"], mask)            # last: where the mask is, all is
-        record["coverage"] = round(cv2.countNonZero(mask) / mask.size, 6)
-        record["max_prob"] = round(float(prob.max()), 4)
+        save(record["mask"], mask)
+        record["coverage"] = round(float((mask == 255).mean()), 6)
         if args.json:
             record["boxes"] = boxes(mask, prob)
-        record["milliseconds"] = round(record["milliseconds"] + 1000 * (time.perf_counter() - start), 1)
         return record
     except BrokenPipeError:
         raise
@@ -296,17 +383,34 @@ def write(result: tuple, args: argparse.Namespace, threshold: float, certain: fl
         return {**record, "error": reason(e)}
 
 
+def unturn(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """From the displayed order of the pixels to the file's: EXIF's turns undo themselves, but 6 and 8."""
+    if turn == 1:
+        return pixels
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = {6: 8, 8: 6}.get(turn, turn)
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
 def boxes(mask: np.ndarray, prob: np.ndarray) -> list[dict]:
-    """The connected marks; the score is a mark's highest probability."""
-    n, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-    marked, scores = mask > 0, np.zeros(n, np.float32)
-    np.maximum.at(scores, labels[marked], prob[marked])
-    return [{"x": x, "y": y, "width": width, "height": height, "score": round(score, 4)}
-            for (x, y, width, height, _), score in zip(stats[1:].tolist(), scores[1:].tolist())]
+    """One box for each mark, best first: x, y, width, height in pixels, and its highest probability as score.
+
+    mask (H, W) uint8, 255 where marked; prob (H, W). Parts that are nearer than four default dilations make
+    one mark, as the letters of a word do.
+    """
+    marked, found = mask == 255, []
+    n, labels, stats, _ = cv2.connectedComponentsWithStats(dilate(marked, 2 * default_dilation(*mask.shape)))
+    for k, (x, y, width, height, _) in enumerate(stats.tolist()):
+        around = np.s_[y:y + height, x:x + width]
+        part = (labels[around] == k) & marked[around]
+        if k > 0:                             # 0 is what lies between
+            dx, dy, width, height = cv2.boundingRect(part.astype(np.uint8))
+            found.append({"x": x + dx, "y": y + dy, "width": width, "height": height,
+                          "score": round(float(prob[around][part].max()), 4)})
+    return sorted(found, key=lambda box: -box["score"])
 
 
 def save(path: str, pixels: np.ndarray) -> None:
-    """Under a temporary name, then renamed: whatever kills us, a file under the final name is complete."""
     try:
         ok, data = cv2.imencode(".jpg" if path.endswith(".jpg") else ".png", pixels)
     except cv2.error:                         # OpenCV 4; 5 returns False
@@ -318,18 +422,10 @@ def save(path: str, pixels: np.ndarray) -> None:
         sys.stdout.buffer.write(data.tobytes())
         sys.stdout.buffer.flush()
         return
-    folder = os.path.dirname(path) or "."
-    temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
     try:
-        os.makedirs(folder, exist_ok=True)
-        with open(temporary, "xb") as f:
-            f.write(data)
-        os.replace(temporary, path)
+        write_file(path, data.tobytes())
     except OSError as e:
         raise OSError(f"cannot write {printable(path)}: {e.strerror}") from e
-    finally:
-        with contextlib.suppress(OSError):    # renamed already, or never made
-            os.unlink(temporary)
 
 
 # ---------------------------------------------------------------- side by side
@@ -348,28 +444,10 @@ def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, n: int)
         yield window.popleft().result()
 
 
-def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
-    """Reads ahead, predicts and writes behind, all in threads -> counts for the summary."""
-    counts = dict.fromkeys(("seen", "present", "done", "found", "failed"), 0)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    size, noted, claims = args.size or net.size, args.tile or args.quiet, {}
-
-    def to_do() -> Iterator[dict]:
-        for record in find_pictures(args):
-            counts["seen"] += 1
-            outputs = [record[kind] for kind in ENDINGS if kind in record]
-            # shared out by the mask's name, so that two pictures that want one mask meet in one process
-            if zlib.crc32(os.fsencode(record.get("mask", record["input"]))) % world != rank:
-                continue
-            whole = (args.skip_existing and outputs
-                     and all(os.path.isfile(p) and os.path.getsize(p) for p in outputs))
-            if whole and os.path.abspath(record["mask"]) not in claims:
-                counts["present"] += 1
-            else:
-                yield record
-
+def run(args: argparse.Namespace, net: Segmenter, records: list[dict]) -> Iterator[dict]:
+    """Reads ahead, predicts and writes behind, all in threads -> the finished records."""
     threads = max(min(os.cpu_count() or 1, 16) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
-    batch_size = BATCH[net.mean.device.type]
+    batch_size, size = BATCH[net.mean.device.type], args.size or net.size
     depth = threads + 2 * (batch_size - 1)
     # on the CPU several networks side by side, since the threads of one wait for its slowest
     networks = min(threads, NETWORKS) if args.many and net.mean.device.type == "cpu" else 1
@@ -377,44 +455,28 @@ def run(args: argparse.Namespace, net: Segmenter) -> dict[str, int]:
     torch.set_num_threads(max(inner // networks, 1))
     pool, networks_pool = ThreadPoolExecutor(threads), ThreadPoolExecutor(networks)
     try:
-        pictures = ahead(pool, functools.partial(read, args=args, size=size), to_do(), depth)
+        images = ahead(pool, functools.partial(read, args=args, size=size), records, depth)
         groups = ahead(networks_pool, functools.partial(predict, net=net, args=args, size=size),
-                       batches(pictures, claims, batch_size), networks)
+                       batches(images, batch_size), networks)
         probs = itertools.chain.from_iterable(groups)
-        threshold = net.threshold if args.threshold is None else args.threshold
-        finish = functools.partial(write, args=args, threshold=threshold, certain=net.certain)
-        written = ahead(pool, finish, probs, depth)
-        for record in tqdm(written, unit=" pictures", disable=True if args.quiet else None):
-            counts["done"] += 1
-            if "error" in record:
-                counts["failed"] += 1
-                say(f"{printable(record['input'])}: {record['error']}")
-            else:
-                counts["found"] += record["coverage"] > 0
-                shrunk = square_side(record["height"], record["width"]) / size
-                if shrunk > 2 and not noted:
-                    noted = True
-                    say(f"the network sees {printable(record['input'])} made {shrunk:.1f} times smaller: "
-                        f"marks under about {LEGIBLE * shrunk:.0f} pixels may be missed, "
-                        "--tile looks at all of them")
-            if args.json:
-                print(json.dumps(record), flush=True)
+        if args.same_mark:
+            probs = share(probs, args.quiet or dist.is_initialized() and dist.get_rank() > 0)
+        finish = functools.partial(write, args=args,
+                                   threshold=net.threshold if args.threshold is None else args.threshold)
+        yield from ahead(pool, finish, probs, depth)
     finally:
         for p in (networks_pool, pool):       # after Ctrl-C: writes begun are finished, the rest dropped
             p.shutdown(cancel_futures=True)
         torch.set_num_threads(inner)
-    return counts
 
 
-def sum_over_ranks(counts: dict[str, int]) -> dict[str, int]:
-    """torchrun kills all ranks as soon as one fails: so all of them end together, with one result."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return counts
-    total = torch.tensor(list(counts.values()))
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    torch.distributed.all_reduce(total)
-    torch.distributed.destroy_process_group()
-    return dict(zip(counts, total.tolist()))
+def gather(part) -> list:
+    """What each rank of torchrun has, in all of them; alone, a list of one."""
+    if not dist.is_initialized():
+        return [part]
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, part)
+    return parts
 
 
 # ---------------------------------------------------------------- command line
@@ -430,72 +492,85 @@ def printable(path: str) -> str:
 
 def reason(error: Exception) -> str:
     """What went wrong, in one line without the file's name."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture that Pillow can read"
     if isinstance(error, (OSError, ValueError, RuntimeError)):           # the last: Pillow's DDS and AVIF
         return getattr(error, "strerror", None) or first_line(error)
     return f"{type(error).__name__}: {first_line(error)}"
 
 
+def notes(record: dict, args: argparse.Namespace, size: int) -> dict[str, str]:
+    """What the user should know of this image, by kind. main() says the first of each kind."""
+    name, told = printable(record["input"]), {}
+    shrunk = square_side(record["height"], record["width"]) / size
+    if shrunk > 2 and not args.tile:
+        told["small"] = (f"the network sees {name} made {shrunk:.1f} times smaller: marks under about "
+                         f"{LEGIBLE * shrunk:.0f} pixels may be missed, --tile looks at all of them")
+    if "orientation" in record and not (args.stored or args.list):
+        told["turned"] = (f"{name} is displayed turned by its EXIF data, and so is its mask; iopaint and "
+                          "others do not turn: for them, give --stored")
+    if "pages" in record:
+        told["pages"] = f"{name} has {record['pages']} pages or frames; the first was looked at"
+    return told
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
     # in and out
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, folders, globs, or - for stdin")
-    parser.add_argument("-o", "--out",
-                        help="a .png for the mask, a folder for many, - for stdout (default: see above)")
-    parser.add_argument("-r", "--recurse", action="store_true", help="also the folders inside folders")
-    parser.add_argument("--prob", action="store_true",
-                        help="also write probabilities, an 8-bit PNG, 255 for 1.0")
-    parser.add_argument("--overlay", action="store_true",
-                        help="also write the picture with its marks tinted red")
-    parser.add_argument("--json", action="store_true",
-                        help="print a line per picture: size, coverage, boxes, ...")
-    parser.add_argument("--skip-existing", action="store_true",
-                        help="leave out pictures that have their outputs")
+    add("inputs", nargs="+", metavar="INPUT", help="pictures, videos, folders, globs, or - for stdin")
+    add("-o", "--out", help="a .png for the mask, a folder for many, - for stdout (default: see above)")
+    add("-r", "--recurse", action="store_true", help="also the folders inside folders")
+    add("--prob", action="store_true", help="also write probabilities, an 8-bit PNG, 255 for 1.0")
+    add("--overlay", action="store_true", help="also write the picture with its marks tinted red")
+    add("--json", action="store_true", help="print a line for each picture, see above")
+    add("--list", action="store_true",
+        help="print score and name of the pictures that carry a mark, best first; write nothing")
+    add("--stored", action="store_true",
+        help="masks in the file's own order of pixels, for tools like iopaint that ignore its EXIF turn")
+    add("--skip-existing", action="store_true", help="leave out pictures that have their outputs")
     # what counts as a mark
-    parser.add_argument("--weights", default=WEIGHTS,
-                        help="a checkpoint, or the folder of a run (default: %(default)s)")
-    parser.add_argument("--threshold", type=float,
-                        help="mark pixels from this probability on (the released weights also ask for more "
-                             "nearby and in the picture: see model.to_mask); raise it against false alarms "
-                             "(default: the one stored with the weights)")
-    parser.add_argument("--dilate", type=int,
-                        help="grow the mask by this radius in pixels, 0 turns it off "
-                             "(default: grows with the picture, 3 at 512)")
-    parser.add_argument("--size", type=int,
-                        help="the network looks at SIZE x SIZE pixels, in the picture's shape; raise it for "
-                             "small marks, lower it if you run out of memory (default: as trained; smaller "
-                             f"pictures are enlarged to {SIZE} x {SIZE}, at most {ENLARGE} times)")
-    parser.add_argument("--tile", action="store_true",
-                        help="full resolution through overlapping windows of --size: "
-                             "finds small marks, may miss huge ones, takes longer")
+    add("--weights", default=WEIGHTS, help="a checkpoint, or the folder of a run (default: %(default)s)")
+    add("--same-mark", action="store_true",
+        help="all carry one mark in one place, as photos of one agency or pages of one site do: those of one "
+             "size share a mask, which finds more; in folders, takes videos too")
+    add("--threshold", type=float,
+        help="mark pixels from this probability on; raise it against false alarms, lower it for faint marks "
+             "(default: the one stored with the weights)")
+    add("--dilate", type=int,
+        help="grow the mask by this radius in pixels, 0 turns it off (default: 3 at 512, more for larger)")
+    add("--feather", type=int, default=0, metavar="R",
+        help="a soft edge of R pixels outside of that, for tools that blend (default: %(default)s)")
+    add("--size", type=int,
+        help="the network looks at SIZE x SIZE pixels, in the picture's shape; raise it for small marks, "
+             "lower it if you run out of memory (default: as trained; smaller pictures are enlarged to "
+             f"{SIZE} x {SIZE}, at most {ENLARGE} times)")
+    add("--tile", action="store_true",
+        help="full resolution through overlapping windows of --size: finds small marks, may miss huge ones, "
+             "takes longer")
     # machine
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS,
-                        help="refuse larger pictures, which could fill "
-                             "the memory (default: %(default)s)")
-    parser.add_argument("--device", default="auto",
-                        help="auto, cuda, cuda:1, mps, cpu (default: %(default)s)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but failures")
+    add("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default: %(default)s)")
+    add("-q", "--quiet", action="store_true", help="nothing on stderr but failures")
     args = parser.parse_args(argv)
 
-    limits = {"threshold": (0, 1), "dilate": (0, 10_000), "size": (32, 65536), "max_pixels": (1, 1 << 40)}
-    for name, (low, high) in limits.items():
-        value = getattr(args, name)
+    for name, high in {"threshold": 1, "dilate": 10_000, "feather": 10_000, "size": 65536}.items():
+        value, low = getattr(args, name), 32 if name == "size" else 0
         if value is not None and not low <= value <= high:
-            parser.error(f"--{name.replace('_', '-')} {value} is not between {low} and {high}")
+            parser.error(f"--{name} {value} is not between {low} and {high}")
+    for name in ("out", "prob", "overlay", "json", "stored", "skip_existing", "dilate", "feather"):
+        if args.list and getattr(args, name):
+            parser.error(f"--list writes nothing, so --{name.replace('_', '-')} would do nothing")
 
     # globs, which Windows shells leave to us; each input once; without what an earlier run put beside them
     names = [n for p in args.inputs
-             for n in ([p] if os.path.lexists(p) else glob.glob(p, recursive=True) or [p])]
+             for n in ([p] if os.path.lexists(p) else sorted(glob.glob(p, recursive=True)) or [p])]
     names = list({os.path.abspath(n): n for n in names}.values())
     args.inputs = names if len(names) == 1 else [n for n in names if not is_ours(os.path.normpath(n))]
 
     folders = [n for n in args.inputs if os.path.isdir(n)]
-    many = bool(folders) or len(args.inputs) > 1
-    if "-" in args.inputs and not args.out:
-        args.out = "-"
-    args.many, args.out_is_folder = many, bool(args.out) and (
+    args.many = many = bool(folders) or len(args.inputs) > 1
+    if "-" in args.inputs and not args.list:
+        args.out = args.out or "-"
+    args.out_is_folder = bool(args.out) and (
         many or args.out.endswith(("/", os.sep)) or os.path.isdir(args.out))
     if args.out == "-":
         if many or args.json or args.prob or args.overlay:
@@ -515,38 +590,64 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    Image.MAX_IMAGE_PIXELS = None             # --max-pixels instead
     cv2.setNumThreads(1)                      # pictures side by side, not threads inside each
     # OpenCV 4 and 5 name it differently; silent, since the one sentence is ours to say
     (cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(0)
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")                 # and on videos
     warnings.filterwarnings("ignore", module="PIL")                       # of odd files it reads all the same
     logging.getLogger("PIL").setLevel(logging.CRITICAL)                   # and what it says before it raises
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    records = find_images(args)
+    if not records:
+        say(f"no pictures in {', '.join(map(printable, args.inputs))}"
+            + ", -r looks deeper" * (not args.recurse))
+        return 2
     try:
-        device, why = pick_device(args.device)
-        net = load_model(args.weights, device)
+        net = network(os.fspath(args.weights), args.device, args.quiet)
     except (OSError, ValueError) as e:
         say(str(e))
         return 2
-    if not args.quiet:
-        dtype, why_dtype = pick_amp("auto", device)
-        say(f"{net.arch} on {net.encoder}, {device} ({why}), {dtype or torch.float32} ({why_dtype})")
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        dist.init_process_group("gloo", timeout=timedelta(days=30))
+    # with --same-mark, a picture that has its mask still has a say in the others'
+    everyone = args.same_mark and any("present" not in r for r in records)
+    todo = [r for r in records[rank::world] if everyone or "present" not in r]
+    done, told = [], set()
     try:
-        counts = sum_over_ranks(run(args, net))
+        for record in tqdm(run(args, net, todo), total=len(todo), unit=" pictures",
+                           disable=True if args.quiet else None):
+            if "present" in record:
+                continue
+            done.append((record.get("coverage"), record.get("max_prob"), printable(record["input"])))
+            if "error" in record:
+                say(f"{printable(record['input'])}: {record['error']}")
+            for kind, text in ({} if args.quiet or "error" in record else
+                               notes(record, args, args.size or net.size)).items():
+                if kind not in told:
+                    say(text)
+                told.add(kind)
+            if args.json:
+                print(json.dumps(record), flush=True)
+            elif len(records) == 1 and "error" not in record and record.get("mask", "-") != "-":
+                print(printable(record["mask"]))
+        done = sum(gather(done), [])          # torchrun kills all ranks when one fails: so all end together
     except KeyboardInterrupt:
         say("stopped; every mask written so far is whole, --skip-existing goes on from here")
         return 130
     except BrokenPipeError:                   # the reader of our stdout has left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    if counts["seen"] == 0:
-        say(f"no pictures in {', '.join(map(printable, args.inputs))}"
-            + ", -r looks deeper" * (not args.recurse))
-        return 2
-    if not args.quiet and not ("TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["RANK"])):
-        present = f", {counts['present']} were there already" if args.skip_existing else ""
-        say(f"found marks on {counts['found']} of {counts['done']} pictures, "
-            f"{counts['failed']} failed{present}")
-    return 1 if counts["failed"] else 0
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    found = sorted(((score, name) for coverage, score, name in done if coverage), reverse=True)
+    failed = sum(coverage is None for coverage, _, _ in done)
+    if args.list and rank == 0:
+        print(*(f"{score:.4f}\t{name}\n" for score, name in found), sep="", end="")
+    if not args.quiet and rank == 0:
+        present = f", {len(records) - len(done)} were there already" if args.skip_existing else ""
+        say(f"found marks on {len(found)} of {len(done)} pictures, {failed} failed{present}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

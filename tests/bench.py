@@ -181,7 +181,7 @@ def bench_mask() -> None:
     H, W = 3000, 4000
 
     def write():
-        cv2.imencode(".png", to_mask(resize_prob(prob, H, W), 0.45, certain=0.97))
+        cv2.imencode(".png", to_mask(resize_prob(prob, H, W), 0.45))
     row("resize, threshold, dilate and encode a 12-megapixel mask", f"{1e3 * seconds(write):.0f} ms")
 
 
@@ -210,7 +210,8 @@ def bench_predict(device: torch.device) -> None:
                 total, end = total + max(until - max(begin, end), 0), max(end, until)
             return total
         predict.predict_probs = timed
-        whole = seconds(lambda: (spans.clear(), predict.run(predict.parse(argv), net)), 3)
+        args = predict.parse(argv)
+        whole = seconds(lambda: (spans.clear(), list(predict.run(args, net, predict.find_images(args)))), 3)
         predict.predict_probs = forward
         row("predict.py, a folder of 12-megapixel JPEGs", f"{n / whole:.1f} photos/s")
         row("  share of the time that the network is at work", f"{100 * at_work() / whole:.0f} %")

@@ -29,7 +29,7 @@ class White(nn.Module):
     def __init__(self, rows=10_000, prob=0.9):
         super().__init__()
         self.register_buffer("mean", torch.zeros(1, 3, 1, 1))
-        self.size, self.threshold, self.certain = 512, 0.5, 0
+        self.size, self.threshold = 512, 0.5
         self.rows, self.logit = rows, float(np.log(prob / (1 - prob)))
 
     def forward(self, image):
@@ -165,13 +165,6 @@ def test_best_threshold_has_the_best_iou_then_the_fewest_false_alarms_then_the_m
     assert list(curve) == [k / 20 for k in range(1, 20)]
     assert [curve[t]["iou"] for t in (0.05, 0.6, 0.65, 0.95)] == [1, 1, 0, 0]
     assert ev.best_threshold(curve) == 0.05                # no clean sample, and nothing to choose by IoU
-    net = White(prob=0.62)
-    net.certain = 0.9
-    rows = ev.score(net, pictures)
-    assert [ev.summarise_curve(rows)[t]["iou"] for t in (0.2, 0.25)] == [1, 0]     # .75 is nowhere reached
-    assert ev.summarise(rows)["iou"] == 0
-    net.certain = 0.6
-    assert ev.summarise(ev.score(net, pictures))["iou"] == 1
 
 
 def test_breakdown_takes_marks_only_where_there_is_exactly_one():
