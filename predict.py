@@ -268,11 +268,11 @@ def predict(group: list[tuple], net: Segmenter, args: argparse.Namespace, size: 
         return group
     try:
         if view is None:                      # a video
-            views = (frame if args.tile else fit(frame, size) for frame in frames(record["input"]))
-            squares = [0, 0]
-            for n, view in enumerate(views, 1):
-                squares = [squares[0] + one_prob(net, view, size, args.tile) ** 2, n]
-            probs = [np.sqrt(squares[0] / squares[1])]
+            total = n = 0
+            for frame in frames(record["input"]):
+                view = frame if args.tile else fit(frame, size)
+                total, n = total + one_prob(net, view, size, args.tile) ** 2, n + 1
+            probs = [np.sqrt(total / n)]      # as share() does
         elif args.tile:
             probs = [one_prob(net, view, size, True, not (args.many or args.quiet)) for _, view in group]
         else:
@@ -621,11 +621,11 @@ def main(argv: list[str] | None = None) -> int:
             done.append((record.get("coverage"), record.get("max_prob"), printable(record["input"])))
             if "error" in record:
                 say(f"{printable(record['input'])}: {record['error']}")
-            for kind, text in ({} if args.quiet or "error" in record else
-                               notes(record, args, args.size or net.size)).items():
-                if kind not in told:
-                    say(text)
-                told.add(kind)
+            elif not args.quiet:
+                for kind, text in notes(record, args, args.size or net.size).items():
+                    if kind not in told:
+                        say(text)
+                    told.add(kind)
             if args.json:
                 print(json.dumps(record), flush=True)
             elif len(records) == 1 and "error" not in record and record.get("mask", "-") != "-":
