@@ -514,6 +514,7 @@ def video(path, frames):
 def test_a_video_is_a_group_of_its_frames(run, photos, weights, monkeypatch):
     video("photos/clip.avi", [photo(seed=k // 30) for k in range(90)])
     looks, real = [], predict.predict_probs
+    monkeypatch.setattr(predict, "FRAMES", 12)
     monkeypatch.setattr(predict, "predict_probs", lambda net, views: looks.append(views) or real(net, views))
     assert run("photos/clip.avi", "--overlay").out == "photos/clip_mask.png\n"
     assert len(looks) == predict.FRAMES and Image.open("photos/clip_overlay.jpg").size == (60, 40)
@@ -1047,7 +1048,7 @@ len(os.listdir("photos_masks")) if os.path.isdir("photos_masks") else 0, flush=T
 
 
 def test_kill_at_20_moments_then_skip_existing(photos, weights):
-    for i in range(120):
+    for i in range(80):
         photo(200, 150, seed=i).save(photos / f"{i}.jpg")
     done = subprocess.run([sys.executable, "-c", KILLED, ROOT, weights],
                           capture_output=True, text=True, timeout=300)
@@ -1055,7 +1056,7 @@ def test_kill_at_20_moments_then_skip_existing(photos, weights):
     assert done.returncode == 0 and len(lines) == 21 and lines[-1][0] == 0, done.stderr
     assert sum(code == -signal.SIGKILL for code, _ in lines) >= 5, lines
     masks = [n for n in tree("photos_masks") if n.endswith(".png")]
-    assert len(masks) == 122
+    assert len(masks) == 82
     for name in masks:
         mask_of(Path("photos_masks") / name)
     assert all(n.startswith(".") and n.endswith(".tmp") for n in set(tree("photos_masks")) - set(masks))
