@@ -240,24 +240,6 @@ def channels_last(device: torch.device) -> bool:
 
 # ---------------------------------------------------------------- image in
 
-def open_image(source) -> Image.Image:
-    """A path or binary file, opened and not yet decoded.
-
-    Raises OSError for what is no picture in one of FORMATS, ValueError for one over MAX_PIXELS.
-    """
-    Image.init()                              # all of Pillow's plugins
-    Image.MAX_IMAGE_PIXELS = None             # our own limit in place of Pillow's warning
-    try:
-        file = Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
-    except UnidentifiedImageError:
-        heic = str(source).lower().endswith((".heic", ".heif")) and "HEIF" not in Image.OPEN
-        raise OSError("HEIC is read once pillow-heif is installed: pip install pillow-heif" if heic else
-                      "not a picture that Pillow can read") from None
-    if file.width * file.height > MAX_PIXELS:
-        raise ValueError(f"{file.width}x{file.height} is over the limit of {MAX_PIXELS} pixels")
-    return file
-
-
 def load_image(source) -> np.ndarray:
     """Any picture as it is displayed -> (H, W, 3) uint8 RGB.
 
@@ -266,30 +248,63 @@ def load_image(source) -> np.ndarray:
     the first frame.
     Raises OSError for a file that is no complete picture, ValueError for one over MAX_PIXELS.
     """
-    if isinstance(source, np.ndarray):
-        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
-            raise ValueError(f"expected an (H, W, 3) uint8 array, got {source.shape} {source.dtype}")
-        return source
-    image = source if isinstance(source, Image.Image) else open_image(source)
+    if not isinstance(source, np.ndarray):
+        return read_image(source)[0]
+    if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
+        raise ValueError(f"expected an (H, W, 3) uint8 array, got {source.shape} {source.dtype}")
+    return source
+
+
+def read_image(source, size: int | None = None) -> tuple[np.ndarray, dict]:
+    """As load_image -> the image, and facts: its width and height as displayed, if it is turned its EXIF
+    orientation, and if there are several its number of pages.
+
+    size: the network will look at size x size pixels. Then a large JPEG is decoded to a half, a quarter or an
+    eighth, which takes a fraction of the time.
+    """
+    Image.init()                              # all of Pillow's plugins
+    Image.MAX_IMAGE_PIXELS = None             # our own limit in place of Pillow's warning
     try:
-        image.load()
-    except OSError:
+        file = source if isinstance(source, Image.Image) else Image.open(
+            source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+        W, H = file.size
+        if W * H > MAX_PIXELS:
+            raise ValueError(f"{W}x{H} is over the limit of {MAX_PIXELS} pixels")
+        scale = DRAFT * size / square_side(H, W) if size else 1
+        drafted = scale < 1 and file.draft(None, (int(W * scale) + 1, int(H * scale) + 1))
+        file.load()
+    except UnidentifiedImageError:
+        heic = str(source).lower().endswith((".heic", ".heif")) and "HEIF" not in Image.OPEN
+        raise OSError("HEIC is read once pillow-heif is installed: pip install pillow-heif" if heic else
+                      "not a picture in a format that is read (JPEG, PNG, WebP, TIFF, ...)") from None
+    except (OSError, ValueError, MemoryError):
         raise
     except Exception as e:                    # Pillow's plugins raise a dozen kinds on garbage
         raise OSError(f"not a readable picture: {first_line(e)}") from e
+    facts = {}
     try:
-        image = ImageOps.exif_transpose(image)
+        turn = file.getexif().get(0x0112)     # TIFF and HEIC are turned by now
+        facts |= {"orientation": turn} if turn in range(2, 9) else {}
+        image = ImageOps.exif_transpose(file)
     except Exception:                         # garbage in the EXIF block is no reason to refuse the picture
-        image = image.copy()
+        image = file.copy()
+    if not drafted:
+        W, H = image.size
+    elif facts.get("orientation", 1) > 4:
+        W, H = H, W
+    facts |= {"width": W, "height": H}
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
         grey = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
         full = (1 if image.mode == "F" and grey.max() <= 1
                 else 255 if grey.max() <= 255 and image.mode == "F" else 65535)
-        return np.repeat((np.clip(grey / full, 0, 1) * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+        image = Image.fromarray((np.clip(grey / full, 0, 1) * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image.convert("RGB"))
+    with contextlib.suppress(Exception):      # garbage after the first page; in MPO, a phone's depth map
+        facts |= {"pages": file.n_frames} if file.format != "MPO" and file.n_frames > 1 else {}
+    return pixels, facts
 
 
 def square_side(H: int, W: int) -> float:

@@ -62,9 +62,9 @@ from PIL import Image, ImageOps
 from torch import distributed as dist
 from tqdm import tqdm
 
-from model import (DRAFT, ENLARGE, FORMATS, SIZE, WEIGHTS, Segmenter, default_dilation, dilate, first_line,
-                   fit, load_image, load_model, open_image, pick_amp, pick_device, predict_prob,
-                   predict_probs, resize_prob, square_side, to_mask, write_file)
+from model import (ENLARGE, FORMATS, SIZE, WEIGHTS, Segmenter, default_dilation, dilate, first_line,
+                   fit, load_image, load_model, pick_amp, pick_device, predict_prob,
+                   predict_probs, read_image, resize_prob, square_side, to_mask, write_file)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per pass; a CPU gains nothing from more
 NETWORKS = 4                                  # at work side by side at most, each with its share of the cores
@@ -74,7 +74,8 @@ LEGIBLE = 8                                   # pixels: the smallest text to be 
 ENDINGS = {"prob": ".png", "overlay": ".jpg", "mask": ".png"}      # the mask last: where it is, all is
 OURS = re.compile(r"_(mask\.png|prob\.png|overlay\.jpg|masks|probs|overlays)$")
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
-CAMERAS = {".heic", ".heif", ".avif", ".jxl"}                # Pillow may lack them: none is skipped silently
+PICTURES = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+PICTURES |= {".heic", ".heif", ".avif", ".jxl"}              # Pillow may lack them: none is skipped silently
 LOADING = threading.Lock()
 
 
@@ -95,14 +96,14 @@ def predict_mask(image, weights=WEIGHTS, threshold: float | None = None, dilatio
         net = network(os.fspath(weights), device)
     size = size or net.size
     if isinstance(image, (str, os.PathLike)):
-        view, facts = read_view(image, size, tile)
-        H, W = facts["height"], facts["width"]
+        image, facts = read_image(image, None if tile else size)          # (H, W, 3), or smaller
+        shape = facts["height"], facts["width"]
     else:
-        view = load_image(image)                                          # (H, W, 3)
-        H, W = view.shape[:2]
-        view = view if tile else fit(view, size)
-    prob = resize_prob(one_prob(net, view, size, tile), H, W)
-    return to_mask(prob, net.threshold if threshold is None else threshold, dilation, feather)
+        image = load_image(image)                                         # (H, W, 3)
+        shape = image.shape[:2]
+    prob = one_prob(net, image if tile else fit(image, size, shape), size, tile)
+    threshold = net.threshold if threshold is None else threshold
+    return to_mask(resize_prob(prob, *shape), threshold, dilation, feather)
 
 
 @functools.lru_cache(maxsize=2)
@@ -146,7 +147,7 @@ def identity(path: str) -> tuple[int, int] | None:
 
 def scan(folder: str, args: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
     """Yields (image, None), and (folder, reason) for one that cannot be listed. No link to a folder counts."""
-    folders, endings = [folder], picture_endings() | (VIDEOS if args.same_mark else set())
+    folders, endings = [folder], PICTURES | VIDEOS if args.same_mark else PICTURES
     while folders:
         try:
             entries = sorted(os.scandir(folder := folders.pop()), key=lambda entry: entry.name)
@@ -166,17 +167,12 @@ def scan(folder: str, args: argparse.Namespace) -> Iterator[tuple[str, str | Non
 def is_ours(path: str) -> bool:
     """Output of an earlier run: in_mask.png beside in.jpg, photos_masks beside photos."""
     source = OURS.sub("", path)
-    return source != path and any(os.path.exists(source + e) for ending in ("", *picture_endings(), *VIDEOS)
+    return source != path and any(os.path.exists(source + e) for ending in ("", *PICTURES, *VIDEOS)
                                   for e in (ending, ending.upper()))
 
 
 def is_video(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in VIDEOS
-
-
-@functools.lru_cache(maxsize=1)
-def picture_endings() -> set[str]:
-    return {e for e, kind in Image.registered_extensions().items() if kind in FORMATS} | CAMERAS
 
 
 def name_outputs(path: str, folder: str | None, args: argparse.Namespace) -> dict[str, str]:
@@ -210,27 +206,11 @@ def read(record: dict, args: argparse.Namespace, size: int) -> tuple[dict, np.nd
         elif is_video(source):
             H, W = next(frames(source)).shape[:2]
             return {**record, "width": W, "height": H}, None
-        view, facts = read_view(io.BytesIO(args.stdin) if source == "-" else source, size, args.tile)
-        return record | facts, view
+        source = io.BytesIO(args.stdin) if source == "-" else source
+        image, facts = read_image(source, None if args.tile else size)    # (H, W, 3), or smaller
+        return record | facts, image if args.tile else fit(image, size, (facts["height"], facts["width"]))
     except Exception as e:                    # Pillow raises a dozen kinds on garbage; the run goes on
         return {**record, "error": reason(e)}, None
-
-
-def read_view(source, size: int, tile: bool) -> tuple[np.ndarray, dict]:
-    """A path or binary file -> what the network is to see (h, w, 3) uint8, and facts for the record."""
-    with open_image(source) as file:
-        W, H = file.size
-        scale, facts = DRAFT * size / square_side(H, W), {}
-        # a JPEG decodes to a half, quarter or eighth in a fraction of the time
-        drafted = not tile and scale < 1 and file.draft(None, (int(W * scale) + 1, int(H * scale) + 1))
-        image = load_image(file)                                          # (H, W, 3), or smaller
-        with contextlib.suppress(Exception):  # garbage in EXIF, where load_image turns nothing
-            turn = file.getexif().get(0x0112)                             # TIFF and HEIC are turned by now
-            facts |= {"orientation": turn} if turn in range(2, 9) else {}
-        with contextlib.suppress(Exception):  # garbage after the first page; in MPO, a phone's depth map
-            facts |= {"pages": file.n_frames} if file.format != "MPO" and file.n_frames > 1 else {}
-    H, W = image.shape[:2] if not drafted else (W, H) if facts.get("orientation", 1) > 4 else (H, W)
-    return image if tile else fit(image, size, (H, W)), {"width": W, "height": H, **facts}
 
 
 def frames(path: str) -> Iterator[np.ndarray]:
@@ -362,14 +342,15 @@ def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
             return record | {"coverage": float((prob >= threshold).mean())}
         prob = resize_prob(prob, record["height"], record["width"])       # (H, W)
         mask = to_mask(prob, threshold, args.dilate, args.feather)
-        turn = record.get("orientation", 1) if args.stored else 1
-        mask, prob = unturn(mask, turn), unturn(prob, turn)
-        record["height"], record["width"] = mask.shape
+        if args.stored:
+            mask, prob = unturn(mask, record), unturn(prob, record)
+            record["height"], record["width"] = mask.shape
         if args.prob:
             save(record["prob"], (prob * 255).round().astype(np.uint8))
         if args.overlay:
             source = io.BytesIO(args.stdin) if record["input"] == "-" else record["input"]
-            image = unturn(next(frames(source)) if is_video(record["input"]) else load_image(source), turn)
+            image = next(frames(source)) if is_video(record["input"]) else load_image(source)
+            image = unturn(image, record) if args.stored else image
             red = cv2.addWeighted(image, 0.5, np.full_like(image, (255, 0, 0)), 0.5, 0)
             save(record["overlay"], np.where(mask[..., None] > 0, red, image)[..., ::-1])
         save(record["mask"], mask)
@@ -383,11 +364,9 @@ def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
         return {**record, "error": reason(e)}
 
 
-def unturn(pixels: np.ndarray, turn: int) -> np.ndarray:
+def unturn(pixels: np.ndarray, record: dict) -> np.ndarray:
     """From the displayed order of the pixels to the file's: EXIF's turns undo themselves, but 6 and 8."""
-    if turn == 1:
-        return pixels
-    image = Image.fromarray(pixels)
+    turn, image = record.get("orientation", 1), Image.fromarray(pixels)
     image.getexif()[0x0112] = {6: 8, 8: 6}.get(turn, turn)
     return np.asarray(ImageOps.exif_transpose(image))
 

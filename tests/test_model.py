@@ -223,7 +223,7 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("it ran"))
     Image.new("RGB", (20, 10)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
-    with pytest.raises(OSError, match="not a picture that Pillow can read"):
+    with pytest.raises(OSError, match="not a picture in a format that is read"):
         load_image(tmp_path / "a.jpg")
 
 

@@ -258,7 +258,7 @@ def test_json(run, photos):
     result = run("photos", "--json")
     assert result.code == 1
     lines = {Path(r["input"]).name: r for r in map(json.loads, result.out.splitlines())}
-    assert "Pillow" in lines["bad.jpg"]["error"]
+    assert "not a picture in a format that is read" in lines["bad.jpg"]["error"]
     record = lines["b.png"]
     assert (record["width"], record["height"]) == (90, 50) and record["mask"] == "photos_masks/b.png"
     mask = mask_of(record["mask"])
@@ -511,6 +511,22 @@ def video(path, frames):
     writer.release()
 
 
+class Unfinished:
+    """A video of 90 frames that does not know its length."""
+
+    def __init__(self, path):
+        self.at = 0
+
+    def get(self, what):
+        return -9.2e18
+
+    def set(self, what, k):
+        self.at = k
+
+    def read(self):
+        return self.at < 90, np.full((4, 4, 3), self.at, np.uint8) if self.at < 90 else None
+
+
 def test_a_video_is_a_group_of_its_frames(run, photos, weights, monkeypatch):
     video("photos/clip.avi", [photo(seed=k // 30) for k in range(90)])
     looks, real = [], predict.predict_probs
@@ -528,6 +544,9 @@ def test_a_video_is_a_group_of_its_frames(run, photos, weights, monkeypatch):
     video("short.avi", [photo(seed=1)] * 3)
     looks.clear()
     assert run("short.avi").code == 0 and len(looks) == 3
+    with monkeypatch.context() as m:          # a recording that was cut off: one a second
+        m.setattr(cv2, "VideoCapture", Unfinished)
+        assert [int(frame[0, 0, 0]) for frame in predict.frames("x.webm")] == [0, 30, 60]
     Path("no.mp4").write_bytes(b"nothing")
     result = run("no.mp4", "-q")
     assert result.code == 1 and result.err == "predict.py: no.mp4: not a video that OpenCV can read\n"
