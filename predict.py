@@ -10,7 +10,8 @@
     cat in.jpg | python predict.py - > mask.png
     torchrun --nproc-per-node 8 predict.py photos/ --skip-existing  # shares the files; goes on after a crash
 
-A mask is an 8-bit PNG of the picture's displayed size, 255 where marked and 0 elsewhere.
+A mask is an 8-bit PNG of the picture's displayed size, 255 where marked and 0 elsewhere, and grey only in the
+soft edge of --feather.
 A picture that cannot be read or written costs one sentence on stderr, never the others.
 Exit code: 0 all written, 1 some failed, 2 wrong usage or nothing to do.
 
@@ -608,8 +609,11 @@ def main(argv: list[str] | None = None) -> int:
             if args.json:
                 print(json.dumps(record), flush=True)
             elif len(records) == 1 and "error" not in record and record.get("mask", "-") != "-":
-                print(printable(record["mask"]))
+                print(printable(record["mask"]), flush=True)
         done = sum(gather(done), [])          # torchrun kills all ranks when one fails: so all end together
+        found = sorted(((score, name) for coverage, score, name in done if coverage), reverse=True)
+        if args.list and rank == 0:
+            print(*(f"{score:.4f}\t{name}\n" for score, name in found), sep="", end="", flush=True)
     except KeyboardInterrupt:
         say("stopped; every mask written so far is whole, --skip-existing goes on from here")
         return 130
@@ -619,10 +623,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    found = sorted(((score, name) for coverage, score, name in done if coverage), reverse=True)
     failed = sum(coverage is None for coverage, _, _ in done)
-    if args.list and rank == 0:
-        print(*(f"{score:.4f}\t{name}\n" for score, name in found), sep="", end="")
     if not args.quiet and rank == 0:
         present = f", {len(records) - len(done)} were there already" if args.skip_existing else ""
         say(f"found marks on {len(found)} of {len(done)} pictures, {failed} failed{present}")

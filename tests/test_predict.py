@@ -183,7 +183,7 @@ def test_out_dash(photos, weights, capfdbinary):
     assert mask_of(io.BytesIO(capfdbinary.readouterr().out)).shape == (50, 90)
 
 
-@pytest.mark.parametrize("flags", [["-o", "-"], ["--json"]])
+@pytest.mark.parametrize("flags", [["-o", "-"], ["--json"], [], ["--list", "--threshold", "0"]])
 def test_closed_stdout_is_no_drama(run, photos, monkeypatch, tmp_path, flags):
     with open(tmp_path / "stdout", "w") as gone:
         def write(data):
