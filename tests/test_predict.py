@@ -416,6 +416,8 @@ def test_weights_of_windows_add_up_to_one(length, size):
     for place, weight in predict.windows(length, size):
         total[place] += weight
     assert np.abs(total - 1).max() < 1e-5
+    (_, first), *_, (_, last) = predict.windows(length, size)
+    assert np.allclose(first, last[::-1], atol=1e-5)
 
 
 def test_tile_flag(run, photos, weights):
@@ -574,6 +576,7 @@ def test_what_a_user_should_know_is_said_once(run, photos):
     for name in "xy":
         photo().save(photos / f"{name}.jpg", exif=exif(6))
         photo().save(photos / f"{name}{name}.tif", save_all=True, append_images=[photo()] * 2)
+    photo().save(photos / "m.mpo", save_all=True, append_images=[photo()])     # a phone's, with its depth map
     err = run("photos").err
     assert err.count("--stored") == 1 and "photos/x.jpg is displayed turned" in err
     assert err.count("the first was looked at") == 1 and "photos/xx.tif has 3 pages" in err
