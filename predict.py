@@ -38,7 +38,6 @@ import contextlib
 import functools
 import glob
 import io
-import itertools
 import json
 import logging
 import os
@@ -324,7 +323,7 @@ def share(results: Iterable[tuple], quiet: bool) -> Iterator[tuple]:
         named = sorted((-n, f"{n} of {W}x{H}") for (W, H, _), (_, n) in groups.items() if n > 1)
         more = f", and {len(named) - 20} smaller groups" * (len(named) > 20)
         say("pictures that share a mask: "
-            + (", ".join(name for _, name in named[:20]) + more or "none, their sizes differ"))
+            + (", ".join(name for _, name in named[:20]) + more or "none, each has a size of its own"))
     for record, size in waiting:
         prob, n = groups[size]
         yield record | {"group": n}, prob
@@ -438,7 +437,7 @@ def run(args: argparse.Namespace, net: Segmenter, records: list[dict]) -> Iterat
         images = ahead(pool, functools.partial(read, args=args, size=size), records, depth)
         groups = ahead(networks_pool, functools.partial(predict, net=net, args=args, size=size),
                        batches(images, batch_size), networks)
-        probs = itertools.chain.from_iterable(groups)
+        probs = (result for group in groups for result in group)
         if args.same_mark:
             probs = share(probs, args.quiet or dist.is_initialized() and dist.get_rank() > 0)
         finish = functools.partial(write, args=args,
@@ -591,7 +590,8 @@ def main(argv: list[str] | None = None) -> int:
         dist.init_process_group("gloo", timeout=timedelta(days=30))
     # with --same-mark, a picture that has its mask still has a say in the others'
     everyone = args.same_mark and any("present" not in r for r in records)
-    todo = [r for r in records[rank::world] if everyone or "present" not in r]
+    todo = [r for r in records[rank::world]
+            if "present" not in r or everyone and not is_video(r["input"])]
     done, told = [], set()
     try:
         for record in tqdm(run(args, net, todo), total=len(todo), unit=" pictures",

@@ -481,7 +481,7 @@ def test_pictures_of_one_size_share_a_mask(run, agency, weights):
     assert records["0.png"]["boxes"] == records["turned.png"]["boxes"]
     assert run("agency/upright.png").code == 0            # a group of one is a single picture
     assert (mask_of("agency_masks/upright.png") == mask_of("agency/upright_mask.png")).all()
-    assert "none, their sizes differ" in run("photos", "--same-mark").err
+    assert "none, each has a size of its own" in run("photos", "--same-mark").err
 
 
 def test_a_mask_that_is_missing_is_made_from_the_whole_group(run, agency):
@@ -543,6 +543,9 @@ def test_a_video_is_a_group_of_its_frames(run, photos, weights, monkeypatch):
     assert run("photos", "-o", "m").code == 0 and tree("m") == ["a.png", "b.png"]
     result = run("photos", "-o", "m", "--same-mark", "--tile")
     assert result.code == 0 and tree("m") == ["a.png", "b.png", "clip.png"]
+    Path("m/a.png").unlink()
+    looks.clear()                             # nothing depends on the video
+    assert run("photos", "-o", "m", "--same-mark", "--skip-existing").code == 0 and len(looks) == 2
     video("short.avi", [photo(seed=1)] * 3)
     looks.clear()
     assert run("short.avi").code == 0 and len(looks) == 3
