@@ -304,7 +304,7 @@ assert start(resume()) == 0
 def test_killed_at_ten_moments_it_ends_the_same(tmp_path, photos, logos):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-c", KILLS, str(whole), str(broken),
-               *flags(whole, photos, logos, "--steps", "30", "--eval-every", "6", "--batch-size", "2")]
+               *flags(whole, photos, logos, "--steps", "30", "--eval-every", "10", "--batch-size", "2")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, broken)
