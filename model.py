@@ -256,11 +256,12 @@ def load_image(source) -> np.ndarray:
 
 
 def read_image(source, size: int | None = None) -> tuple[np.ndarray, dict]:
-    """As load_image -> the image, and facts: its width and height as displayed, if it is turned its EXIF
-    orientation, and if there are several its number of pages.
+    """As load_image -> the image, and facts about the file.
 
-    size: the network will look at size x size pixels. Then a large JPEG is decoded to a half, a quarter or an
-    eighth, which takes a fraction of the time.
+    size: the network will look at size x size pixels, so a large JPEG is decoded to a half, a quarter or an
+    eighth of its sides, which takes a fraction of the time. None decodes it in full.
+    facts: width and height of the displayed picture in full; orientation (EXIF) where it is turned; pages where
+    there are several.
     """
     Image.init()                              # all of Pillow's plugins
     Image.MAX_IMAGE_PIXELS = None             # our own limit in place of Pillow's warning
@@ -583,7 +584,7 @@ def main() -> int:
 
 DISPUTED = 0.3                        # two looks whose highest probs differ by more ask for a third one,
 THIRD_LOOK = 0.6                      # at this share of their size
-DOUBT = 12.2                          # what a picture's surest pixel must have, see old_probs
+DOUBT = 12.2                          # how strictly a picture's surest pixel bounds its probs, see old_probs
 
 
 class OldSegmenter(Segmenter):
@@ -624,8 +625,8 @@ def old_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
     """As predict_probs: the mean of the picture and its mirror image.
 
     Where only one of the two has a mark, a smaller look decides: the median of the three.
-    No prob is above what the picture's surest pixel allows: sqrt(odds of it) / DOUBT, in odds. So a surest
-    pixel of .99 allows .45, the threshold, and one of .999 allows .72: a clean photo has few such pixels.
+    The surest pixel of a picture bounds all of its probs: no odds are above the root of its odds / DOUBT. So a
+    surest pixel of .99 allows .45, the threshold, and one of .999 allows .72. Clean photos have few of these.
     """
     stack = np.stack(images)
     plain, mirrored = np.split(look(net, np.concatenate([stack, stack[:, :, ::-1]])), 2)

@@ -119,7 +119,7 @@ def network(weights: str, device: str, quiet: bool = False) -> Segmenter:
 # An image travels as its record, a dict: first {input, mask, ...}, at the end the line that --json prints.
 
 def find_images(args: argparse.Namespace) -> list[dict]:
-    """In the order of their names. With an error: must not be predicted. Present: has its outputs."""
+    """In the order of their names. One with an error is not predicted; one that is present has its outputs."""
     records, owners = [], {}
     for source in args.inputs:
         folder = source if os.path.isdir(source) else None
@@ -146,7 +146,7 @@ def identity(path: str) -> tuple[int, int] | None:
 
 
 def scan(folder: str, args: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
-    """Yields (image, None), and (folder, reason) for one that cannot be listed. No link to a folder counts."""
+    """Yields (image, None), and (folder, reason) for one that cannot be listed. Links to folders are left."""
     folders, endings = [folder], PICTURES | VIDEOS if args.same_mark else PICTURES
     while folders:
         try:
@@ -316,7 +316,7 @@ def share(results: Iterable[tuple], quiet: bool) -> Iterator[tuple]:
         squares[size] = total + prob ** 2, n + 1
         waiting.append((record, size))
     parts, groups = gather(squares), {}
-    for size in {size: 0 for part in parts for size in part}:
+    for size in {size for part in parts for size in part}:
         totals, ns = zip(*(part[size] for part in parts if size in part))
         groups[size] = np.sqrt(sum(totals) / sum(ns)), sum(ns)
     if not quiet:
@@ -379,13 +379,13 @@ def boxes(mask: np.ndarray, prob: np.ndarray) -> list[dict]:
     """
     marked, found = mask == 255, []
     n, labels, stats, _ = cv2.connectedComponentsWithStats(dilate(marked, 2 * default_dilation(*mask.shape)))
-    for k, (x, y, width, height, _) in enumerate(stats.tolist()):
+    for k in range(1, n):                     # 0 is what lies between
+        x, y, width, height, _ = stats[k].tolist()
         around = np.s_[y:y + height, x:x + width]
         part = (labels[around] == k) & marked[around]
-        if k > 0:                             # 0 is what lies between
-            dx, dy, width, height = cv2.boundingRect(part.astype(np.uint8))
-            found.append({"x": x + dx, "y": y + dy, "width": width, "height": height,
-                          "score": round(float(prob[around][part].max()), 4)})
+        dx, dy, width, height = cv2.boundingRect(part.astype(np.uint8))
+        found.append({"x": x + dx, "y": y + dy, "width": width, "height": height,
+                      "score": round(float(prob[around][part].max()), 4)})
     return sorted(found, key=lambda box: -box["score"])
 
 
