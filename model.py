@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import ctypes
 import difflib
+import functools
 import io
 import math
 import os
@@ -25,11 +26,15 @@ import urllib.error
 import urllib.request
 import uuid
 import warnings
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 import segmentation_models_pytorch as smp
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -58,6 +63,8 @@ MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression 
 DRAFT = 1.5                           # a JPEG is decoded to at least this many times the side wanted
 # what pictures may be. Pillow knows more: EPS starts a program, and old formats are rarely tested.
 FORMATS = "AVIF BMP DDS DIB GIF HEIF ICNS ICO JPEG JPEG2000 MPO PCX PNG PPM SGI TGA TIFF WEBP".split()
+MOST = 1024                           # no number in a checkpoint's options is larger
+SENTENCE = 300                        # letters of an error's sentence: it may quote a damaged file
 PRIOR = 0.05                          # share of marked pixels that a fresh network expects before training
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -102,7 +109,8 @@ def build(arch: str = "unet", encoder: str = ENCODER, encoder_weights: str = "no
     the weights cannot be downloaded.
     """
     known = smp.encoders.get_encoder_names()
-    if encoder not in known and not encoder.startswith("tu-"):
+    # timm would also take hf-hub:NAME, and ask the network
+    if encoder not in known and not (encoder.startswith("tu-") and timm.is_model(encoder[3:])):
         close = difflib.get_close_matches(encoder, known, n=5, cutoff=0.5)
         raise ValueError(f"unknown encoder {encoder!r}{'; close to it: ' * bool(close)}{', '.join(close)}; "
                          f"timm's go by tu-NAME; smp has {', '.join(known)}")
@@ -110,26 +118,22 @@ def build(arch: str = "unet", encoder: str = ENCODER, encoder_weights: str = "no
         net = (OldSegmenter if "subpixel" in (options or {}) else Segmenter)(arch, encoder, options)
     except KeyError as e:                     # smp's own sentence lists the architectures
         raise ValueError(e.args[0]) from e
-    except (ValueError, RuntimeError, TypeError, NotImplementedError) as e:
+    except Exception as e:                    # smp and timm raise a dozen kinds
         raise ValueError(f"smp cannot build {arch} on {encoder}: {first_line(e)}") from e
-    nn.init.constant_(net.model.segmentation_head[0].bias, math.log(PRIOR / (1 - PRIOR)))
+    *_, last = (part for part in net.model.segmentation_head.modules() if isinstance(part, nn.Conv2d))
+    nn.init.constant_(last.bias, math.log(PRIOR / (1 - PRIOR)))
     if encoder_weights == "none":
         return net
-    if Path(encoder_weights).is_file():
-        state = load_plain(Path(encoder_weights))
-        mean, std = (state.pop(k, None) for k in ("mean", "std"))
-        try:
-            net.model.encoder.load_state_dict(state)
-        except (RuntimeError, AttributeError, TypeError, KeyError) as e:
-            raise ValueError(f"{encoder_weights} does not hold the weights of encoder {encoder}: "
-                             f"{first_line(e)}") from e
-    else:
-        pretrained, settings = download_encoder(encoder, encoder_weights)
-        net.model.encoder.load_state_dict(pretrained)
-        mean, std = settings["mean"], settings["std"]
-    for buffer, value in ((net.mean, mean), (net.std, std)):
-        if value is not None:
-            buffer.copy_(torch.as_tensor(value, dtype=torch.float32).view(1, 3, 1, 1))
+    state, settings = ((load_plain(encoder_weights), {}) if Path(encoder_weights).is_file() else
+                       download_encoder(encoder, encoder_weights))
+    try:
+        for name in ("mean", "std"):
+            if (value := state.pop(name, settings.get(name))) is not None:
+                getattr(net, name).copy_(torch.as_tensor(value, dtype=torch.float32).view(1, 3, 1, 1))
+        net.model.encoder.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError, ValueError, KeyError) as e:
+        raise ValueError(f"{encoder_weights} does not hold the weights of encoder {encoder}: "
+                         f"{first_line(e)}") from e
     return net
 
 
@@ -263,35 +267,16 @@ def read_image(source, size: int | None = None) -> tuple[np.ndarray, dict]:
     facts: width and height of the displayed picture in full; orientation (EXIF) where it is turned; pages where
     there are several.
     """
-    Image.init()                              # all of Pillow's plugins
-    Image.MAX_IMAGE_PIXELS = None             # our own limit in place of Pillow's warning
-    try:
-        file = source if isinstance(source, Image.Image) else Image.open(
-            source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
-        W, H = file.size
-        if W * H > MAX_PIXELS:
-            raise ValueError(f"{W}x{H} is over the limit of {MAX_PIXELS} pixels")
-        scale = DRAFT * size / square_side(H, W) if size else 1
-        drafted = scale < 1 and file.draft(None, (int(W * scale) + 1, int(H * scale) + 1))
-        file.load()
-    except UnidentifiedImageError:
-        heic = str(source).lower().endswith((".heic", ".heif")) and "HEIF" not in Image.OPEN
-        raise OSError("HEIC is read once pillow-heif is installed: pip install pillow-heif" if heic else
-                      "not a picture in a format that is read (JPEG, PNG, WebP, TIFF, ...)") from None
-    except (OSError, ValueError, MemoryError):
-        raise
-    except Exception as e:                    # Pillow's plugins raise a dozen kinds on garbage
-        raise OSError(f"not a readable picture: {first_line(e)}") from e
+    file, full = decode(source, size)
     facts = {}
     try:
         turn = file.getexif().get(0x0112)     # TIFF and HEIC are turned by now
         facts |= {"orientation": turn} if turn in range(2, 9) else {}
-        image = ImageOps.exif_transpose(file)
+        image = ImageOps.exif_transpose(file) if facts else file
     except Exception:                         # garbage in the EXIF block is no reason to refuse the picture
-        image = file.copy()
-    if not drafted:
-        W, H = image.size
-    elif facts.get("orientation", 1) > 4:
+        image = file
+    W, H = full or image.size
+    if full and facts.get("orientation", 1) > 4:
         W, H = H, W
     facts |= {"width": W, "height": H}
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
@@ -302,10 +287,46 @@ def read_image(source, size: int | None = None) -> tuple[np.ndarray, dict]:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     with contextlib.suppress(Exception):      # garbage after the first page; in MPO, a phone's depth map
         facts |= {"pages": file.n_frames} if file.format != "MPO" and file.n_frames > 1 else {}
     return pixels, facts
+
+
+def decode(source, size: int | None = None) -> tuple[Image.Image, tuple[int, int] | None]:
+    """A picture as it is stored -> PIL image, and (width, height) in full where it is decoded smaller.
+
+    source: path, binary file or PIL image. size: see read_image.
+    Raises OSError for a file that is no picture of FORMATS, ValueError for a picture over MAX_PIXELS.
+    """
+    try:
+        file, full = open_image(source, size)
+        file.load()
+        return file, full
+    except UnidentifiedImageError:
+        heic = str(source).lower().endswith((".heic", ".heif")) and "HEIF" not in Image.OPEN
+        raise OSError("HEIC is read once pillow-heif is installed: pip install pillow-heif" if heic else
+                      "not a picture in a format that is read (JPEG, PNG, WebP, TIFF, ...)") from None
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as e:                    # Pillow's plugins raise a dozen kinds on garbage
+        raise OSError(f"not a readable picture: {first_line(e)}") from e
+
+
+def open_image(source, size: int | None = None) -> tuple[Image.Image, tuple[int, int] | None]:
+    """As decode, but only the header is read."""
+    Image.init()                              # all of Pillow's plugins
+    Image.MAX_IMAGE_PIXELS = None             # our own limit in place of Pillow's warning
+    if isinstance(source, (str, os.PathLike)) and os.path.exists(source) and not os.path.isfile(source):
+        raise OSError("not a regular file")   # a named pipe would block for ever
+    file = source if isinstance(source, Image.Image) else Image.open(
+        source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    W, H = file.size
+    if W * H > MAX_PIXELS:
+        raise ValueError(f"{W}x{H} is over the limit of {MAX_PIXELS} pixels")
+    scale = DRAFT * size / square_side(H, W) if size else 1
+    drafted = scale < 1 and file.draft(None, (int(W * scale) + 1, int(H * scale) + 1))
+    return file, (W, H) if drafted else None
 
 
 def square_side(H: int, W: int) -> float:
@@ -399,20 +420,13 @@ def pack(net: Segmenter, **training) -> dict:
 
 
 def save_checkpoint(checkpoint: dict, path: Path) -> None:
-    """Written beside itself, then renamed: a crash or a full disk never costs the file that was there.
-
-    A kill leaves a .tmp, which the next save writes over. Raises OSError with one sentence.
-    """
-    path = Path(path)
-    half = path.with_name(path.name + ".tmp")
+    """A crash or a full disk never costs the file that was there. Raises OSError with one sentence."""
     try:
-        with half.open("wb") as f:
-            torch.save(checkpoint, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(half, path)
+        with replacing(path) as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, RuntimeError) as e:                # RuntimeError: how torch.save reports a failed write
-        half.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written ({getattr(e, 'strerror', None) or first_line(e)}); "
                       "what was there is untouched") from e
 
@@ -422,10 +436,14 @@ def load_plain(path: Path) -> dict:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
+        if zipfile.is_zipfile(path):                    # torch writes checksums, but does not read them
+            with zipfile.ZipFile(path) as file:         # and stores its tensors as they are
+                if any(entry.compress_type for entry in file.infolist()) or file.testzip():
+                    raise ValueError("a tensor in it is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise ValueError(f"{path} is refused: it is damaged, or holds code instead of plain tensors") from e
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as e:
+    except Exception as e:                              # torch and zipfile raise a dozen kinds on garbage
         raise ValueError(f"{path} is no complete weights file: {first_line(e)}") from e
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dict of tensors")
@@ -444,7 +462,9 @@ def load_checkpoint(path: Path) -> dict:
     checkpoint = load_plain(path)
     if not (all(isinstance(checkpoint.get(name), kind) or name in RUN and checkpoint.get(name) is None
                 for name, kind in {**NETWORK, **RUN}.items())
-            and checkpoint["size"] > 0 and 0 <= checkpoint["threshold"] <= 1):
+            and 32 <= checkpoint["size"] <= 65536 and 0 < checkpoint["threshold"] < 1
+            and all(isinstance(n, int) and 0 <= n <= MOST for value in checkpoint["options"].values()
+                    for n in (value if isinstance(value, (list, tuple)) else [value]))):
         raise ValueError(f"{path} is not one of our checkpoints "
                          "(python model.py import takes the public notebook's)")
     if checkpoint["format"] != FORMAT:
@@ -453,21 +473,43 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def from_checkpoint(checkpoint: dict, ema: bool = True) -> Segmenter:
-    """The network of a checkpoint, with its averaged weights where it has them, on the CPU, in float32."""
-    net = build(checkpoint["arch"], checkpoint["encoder"], "none", checkpoint["options"])
+    """The network of a checkpoint, with its averaged weights where it has them, on the CPU, in float32.
+
+    Raises ValueError with one sentence where it cannot be built, filled or run.
+    """
+    parts = checkpoint["arch"], checkpoint["encoder"], "none", checkpoint["options"]
+    state = checkpoint["ema"] if ema and checkpoint["ema"] else checkpoint["model"]
+    named = f"{parts[0]} on {parts[1]}"
     try:
-        net.load_state_dict(checkpoint["ema"] if ema and checkpoint["ema"] else checkpoint["model"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # shapes alone, since a small file may name a network that fills the memory; some cannot be built so
+            with contextlib.suppress(ValueError), torch.device("meta"):
+                sketch = build(*parts)
+                sketch.load_state_dict(state)
+        net = build(*parts)
+        net.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as e:
-        raise ValueError(f"its tensors do not fit {net.arch} on {net.encoder}: {first_line(e)}") from e
+        raise ValueError(f"its tensors do not fit {named}: {first_line(e)}") from e
     net.size, net.threshold = checkpoint["size"], checkpoint["threshold"]
-    return net
+    try:                                      # else each picture would be blamed for it
+        with torch.inference_mode():
+            logits = net.eval()(torch.zeros(1, 3, 64, 96))                         # (1, 1, 64, 96)
+    except Exception as e:                    # whatever an odd network raises
+        raise ValueError(f"{named} cannot look at a picture: {first_line(e)}") from e
+    tensors = logits, *net.state_dict().values()
+    if logits.shape != (1, 1, 64, 96) or not all(t.isfinite().all() for t in tensors):
+        raise ValueError(f"the weights of {named} are not finite, or its output is no map")
+    return net.train()
 
 
 def load_model(path: Path = WEIGHTS, device: torch.device | str = "cpu") -> Segmenter:
     """best.pt, last.pt, a run's folder or the released file -> the network, for inference on `device`."""
-    net = from_checkpoint(load_checkpoint(path))
-    if not all(torch.isfinite(t).all() for t in net.state_dict().values()):
-        raise ValueError(f"{path} holds weights that are not finite")
+    checkpoint = load_checkpoint(path)
+    try:
+        net = from_checkpoint(checkpoint)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
     net = fuse_batchnorm(net.eval().requires_grad_(False)).to(device)
     return net.to(memory_format=torch.channels_last) if channels_last(net.mean.device) else net
 
@@ -529,8 +571,9 @@ def export_onnx(path: Path) -> bytes:
     return graph.SerializeToString()
 
 
-def write_file(path: str | Path, data: bytes) -> None:
-    """Under a temporary name, then renamed: whatever kills us, a file under the final name is complete.
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A new file with a name of its own, renamed to `path` at the end: whatever kills us, `path` is complete.
 
     Makes the folder where it is missing. Raises OSError.
     """
@@ -538,19 +581,61 @@ def write_file(path: str | Path, data: bytes) -> None:
     temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(temporary, "xb") as f:
-            f.write(data)
+        with open(temporary, "xb") as file:
+            yield file
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):    # renamed already, or never made
             os.unlink(temporary)
 
 
+# ---------------------------------------------------------------- one way out
+
+def printable(text: str) -> str:
+    """File names may hold newlines, a terminal's commands and bytes that are not UTF-8; a sentence must not."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What went wrong, in one short line."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])[:SENTENCE]
 
 
-def main() -> int:
+def one_way_out(main: Callable[..., int]) -> Callable[..., int]:
+    """For a script's main: a user's mistake, or the machine's, is one sentence on stderr and an exit code.
+
+    1 where an output could not be written, 2 for other errors, 130 for Ctrl-C.
+    """
+    @functools.wraps(main)
+    def wrapped(argv: list[str] | None = None) -> int:
+        name = Path(main.__code__.co_filename).name
+        # a closed stream is None, and print would say nothing; what is opened to be read refuses to print
+        for stream, mode in (("stdin", "r"), ("stdout", "r"), ("stderr", "w")):
+            if getattr(sys, stream) is None:
+                setattr(sys, stream, open(os.devnull, mode))
+        try:
+            code = main(argv)
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt:
+            print(f"{name}: stopped before the end", file=sys.stderr)
+            return 130
+        except (OSError, ValueError, MemoryError, torch.cuda.OutOfMemoryError) as e:
+            text, code = first_line(e), 2
+            if isinstance(e, io.UnsupportedOperation):
+                text, code = "standard output is closed", 1
+            elif isinstance(e, OSError) and e.errno and not e.filename:     # a full disk; the reader has left
+                text, code = f"cannot write: {e.strerror}", 1
+                with contextlib.suppress(OSError, ValueError):             # what print still holds goes nowhere
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(e, BrokenPipeError):     # as head does
+                print(f"{name}: {text}", file=sys.stderr)
+            return code
+    return wrapped
+
+
+@one_way_out
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     p = commands.add_parser("import", help="take the public notebook's .pth")
@@ -564,17 +649,14 @@ def main() -> int:
     p.add_argument("out", type=Path)
     p.add_argument("--onnx", action="store_true",
                    help="write ONNX instead: uint8 RGB (B, H, W, 3) in, probabilities (B, H, W) out")
-    args = parser.parse_args()
-    try:
-        if args.command == "import":
-            save_checkpoint(pack(import_notebook(args.file, args.arch, args.encoder)), args.out)
-        elif args.onnx:
-            write_file(args.out, export_onnx(args.file))
-        else:
-            save_checkpoint(export(args.file), args.out)
-    except (OSError, ValueError) as e:
-        print(f"model.py: {e}", file=sys.stderr)
-        return 2
+    args = parser.parse_args(argv)
+    if args.command == "import":
+        save_checkpoint(pack(import_notebook(args.file, args.arch, args.encoder)), args.out)
+    elif args.onnx:
+        with replacing(args.out) as file:
+            file.write(export_onnx(args.file))
+    else:
+        save_checkpoint(export(args.file), args.out)
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MB")
     return 0
 

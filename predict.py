@@ -62,9 +62,9 @@ from PIL import Image, ImageOps
 from torch import distributed as dist
 from tqdm import tqdm
 
-from model import (ENLARGE, FORMATS, SIZE, WEIGHTS, Segmenter, default_dilation, dilate, first_line,
-                   fit, load_image, load_model, pick_amp, pick_device, predict_prob,
-                   predict_probs, read_image, resize_prob, square_side, to_mask, write_file)
+from model import (ENLARGE, FORMATS, MAX_PIXELS, SIZE, WEIGHTS, Segmenter, default_dilation, dilate, first_line,
+                   fit, load_image, load_model, one_way_out, open_image, pick_amp, pick_device, predict_prob,
+                   predict_probs, printable, read_image, replacing, resize_prob, square_side, to_mask)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per pass; a CPU gains nothing from more
 NETWORKS = 4                                  # at work side by side at most, each with its share of the cores
@@ -193,17 +193,25 @@ def name_outputs(path: str, folder: str | None, args: argparse.Namespace) -> dic
 
 # ---------------------------------------------------------------- read
 
-def read(record: dict, args: argparse.Namespace, size: int) -> tuple[dict, np.ndarray | None]:
+def measure(record: dict, args: argparse.Namespace, size: int) -> tuple[dict, int]:
+    """-> record, and how many pixels read() will decode; 0 where it will say why not. In a thread."""
+    with contextlib.suppress(Exception), open_image(record["input"], None if args.tile else size)[0] as file:
+        return record, file.width * file.height
+    return record, 0
+
+
+def read(item: tuple[dict, int], args: argparse.Namespace, size: int) -> tuple[dict, np.ndarray | None]:
     """-> (record, view): what the network is to see, None for an error or a video. In a thread."""
+    record, _ = item
     try:
         source = record["input"]
         if "error" in record:
             return record, None
         if source == "-":
             args.stdin = sys.stdin.buffer.read()
-        elif os.path.exists(source) and not os.path.isfile(source):
-            raise OSError("not a regular file")                           # a named pipe would block for ever
-        elif is_video(source):
+            if not args.stdin:
+                raise OSError("standard input is empty or closed")
+        elif is_video(source) and os.path.isfile(source):
             H, W = next(frames(source)).shape[:2]
             return {**record, "width": W, "height": H}, None
         source = io.BytesIO(args.stdin) if source == "-" else source
@@ -358,7 +366,7 @@ def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
         if args.json:
             record["boxes"] = boxes(mask, prob)
         return record
-    except BrokenPipeError:
+    except (BrokenPipeError, io.UnsupportedOperation):       # of stdout
         raise
     except Exception as e:                    # a full disk, a read-only folder, no memory: the run goes on
         return {**record, "error": reason(e)}
@@ -402,23 +410,28 @@ def save(path: str, pixels: np.ndarray) -> None:
         sys.stdout.buffer.flush()
         return
     try:
-        write_file(path, data.tobytes())
+        with replacing(path) as file:
+            file.write(data.tobytes())
     except OSError as e:
         raise OSError(f"cannot write {printable(path)}: {e.strerror}") from e
 
 
 # ---------------------------------------------------------------- side by side
 
-def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, n: int) -> Iterator:
-    """map() in threads and in order, n items ahead: memory is bounded however many there are.
+def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, n: int,
+          pixels: Callable = lambda item: 0) -> Iterator:
+    """map() in threads and in order, n items ahead, or fewer: at once they have the pixels of one picture of
+    MAX_PIXELS, as `pixels` counts them. So memory is bounded, however many there are.
 
     Threads are enough: Pillow, cv2 and torch let go of the GIL while they work.
     """
-    window = deque()
+    window, weights = deque(), deque()
     for item in items:
-        window.append(pool.submit(function, item))
-        if len(window) > n:
+        weights.append(pixels(item))
+        while window and (len(window) > n or sum(weights) > MAX_PIXELS):
+            weights.popleft()
             yield window.popleft().result()
+        window.append(pool.submit(function, item))
     while window:
         yield window.popleft().result()
 
@@ -434,15 +447,19 @@ def run(args: argparse.Namespace, net: Segmenter, records: list[dict]) -> Iterat
     torch.set_num_threads(max(inner // networks, 1))
     pool, networks_pool = ThreadPoolExecutor(threads), ThreadPoolExecutor(networks)
     try:
-        images = ahead(pool, functools.partial(read, args=args, size=size), records, depth)
+        measured = ahead(pool, functools.partial(measure, args=args, size=size), records, depth)
+        images = ahead(pool, functools.partial(read, args=args, size=size), measured, depth,
+                       lambda item: item[1])
         groups = ahead(networks_pool, functools.partial(predict, net=net, args=args, size=size),
-                       batches(images, batch_size), networks)
+                       batches(images, batch_size), networks,
+                       lambda group: sum(view.size // 3 for _, view in group if view is not None))
         probs = (result for group in groups for result in group)
         if args.same_mark:
             probs = share(probs, args.quiet or dist.is_initialized() and dist.get_rank() > 0)
         finish = functools.partial(write, args=args,
                                    threshold=net.threshold if args.threshold is None else args.threshold)
-        yield from ahead(pool, finish, probs, depth)
+        yield from ahead(pool, finish, probs, depth,
+                         lambda result: result[0].get("width", 0) * result[0].get("height", 0))
     finally:
         for p in (networks_pool, pool):       # after Ctrl-C: writes begun are finished, the rest dropped
             p.shutdown(cancel_futures=True)
@@ -464,16 +481,9 @@ def say(text: str) -> None:
     tqdm.write(f"predict.py: {text}", file=sys.stderr)                    # leaves a progress bar whole
 
 
-def printable(path: str) -> str:
-    """File names may hold newlines and bytes that are not UTF-8; a sentence must not."""
-    return path if path.isprintable() else repr(path)
-
-
 def reason(error: Exception) -> str:
     """What went wrong, in one line without the file's name."""
-    if isinstance(error, (OSError, ValueError, RuntimeError)):           # the last: Pillow's DDS and AVIF
-        return getattr(error, "strerror", None) or first_line(error)
-    return f"{type(error).__name__}: {first_line(error)}"
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def notes(record: dict, args: argparse.Namespace, size: int) -> dict[str, str]:
@@ -567,6 +577,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@one_way_out
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     cv2.setNumThreads(1)                      # pictures side by side, not threads inside each
@@ -581,11 +592,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"no pictures in {', '.join(map(printable, args.inputs))}"
             + ", -r looks deeper" * (not args.recurse))
         return 2
-    try:
-        net = network(os.fspath(args.weights), args.device, args.quiet)
-    except (OSError, ValueError) as e:
-        say(str(e))
-        return 2
+    net = network(os.fspath(args.weights), args.device, args.quiet)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         dist.init_process_group("gloo", timeout=timedelta(days=30))
     # with --same-mark, a picture that has its mask still has a say in the others'
@@ -617,9 +624,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped; every mask written so far is whole, --skip-existing goes on from here")
         return 130
-    except BrokenPipeError:                   # the reader of our stdout has left, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -187,7 +187,7 @@ def test_out_dash(photos, weights, capfdbinary):
 def test_closed_stdout_is_no_drama(run, photos, monkeypatch, tmp_path, flags):
     with open(tmp_path / "stdout", "w") as gone:
         def write(data):
-            raise BrokenPipeError
+            raise BrokenPipeError(32, "Broken pipe")
         pipe = SimpleNamespace(write=write, flush=lambda: None, fileno=gone.fileno)
         pipe.buffer = pipe
         monkeypatch.setattr(sys, "stdout", pipe)
@@ -317,7 +317,7 @@ def test_list_prints_scores_and_names_and_writes_nothing(run, photos, weights):
     lines = [line.split("\t") for line in result.out.splitlines()]
     assert result.code == 0 and tree(".") == before
     assert {name for _, name in lines} == {"photos/a.jpg", "photos/b.png", "photos/deep/c.jpg",
-                                           "'photos/new\\nline.png'"}
+                                           r"photos/new\nline.png"}
     assert [float(score) for score, _ in lines] == sorted((float(score) for score, _ in lines), reverse=True)
     best = max(model.predict_prob(net, model.load_image(name)).max() for _, name in lines if "'" not in name)
     assert float(lines[0][0]) == pytest.approx(best, abs=0.01)
