@@ -13,7 +13,6 @@ at a time and sample i is a pure function of (seed, i), so batches, workers and 
 """
 import argparse
 import contextlib
-import csv
 import json
 import os
 import signal
@@ -22,10 +21,9 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from multiprocessing import active_children, parent_process
+from multiprocessing import active_children
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
-from threading import Thread
 
 import cv2
 import numpy as np
@@ -35,9 +33,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from model import (WEIGHTS, default_dilation, dilate, find_weights, first_line, load_checkpoint, load_image,
-                   load_model, pick_device, predict_prob, save_checkpoint, to_mask)
-from synth import MASK_ALPHA, OWN, PHOTO_TYPES, RECIPES, Synth, generate_background, read_photo
+from model import (WEIGHTS, decode, default_dilation, dilate, find_weights, first_line, load_checkpoint,
+                   load_image, load_model, one_way_out, pick_device, predict_prob, printable, save_checkpoint,
+                   to_mask)
+from synth import (MASK_ALPHA, OWN, PHOTO_TYPES, RECIPES, STOP_SIGNALS, Synth, generate_background, read_meta,
+                   read_photo, start_worker)
 
 CLEAN_SHARE = 0.001        # a clean picture with more than this share of its pixels marked is a false alarm
 BOOTSTRAP = 1000           # resamples behind a 95 % interval
@@ -48,7 +48,6 @@ TOLERANCE = 0.002          # of IoU, in the choice of a threshold
 DILATIONS = (0, 1, 3, 5, 10)                      # MorphoMod's radii in pixels; predict.py's own beside them
 PAPER_SIZE = 256           # pixels; SLBR, DENet, ... squash to this square: image bilinear, mask nearest
 WORST = Path("worst.png")
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 CURVE = "precision recall dataset_iou iou false_alarm_rate"       # columns of the threshold curve
 RULES = {"default": f"alpha > {MASK_ALPHA:g}", OWN: f"alpha > {MASK_ALPHA:g}", "reference": "alpha > 0",
          "clwd": "sum abs(J-I) > 15/255", "logo-l": "alpha > 0", "logo-h": "alpha > 0", "logo-gray": "alpha > 0"}
@@ -280,12 +279,8 @@ def folder_sets(folder: Path, most: int | None = None) -> list[Pictures]:
                 pairs.setdefault(path.stem, ([], [], {}))[k].append(path)
     if not pairs:
         raise ValueError(f"no picture in {folder / images} (looked for {' '.join(PHOTO_TYPES)})")
-    if (folder / "meta.jsonl").is_file():         # an export of synth.py
-        try:
-            for meta in map(json.loads, (folder / "meta.jsonl").read_text().splitlines()):
-                pairs.setdefault(meta["name"], ([], [], {}))[2].update(meta)
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{folder}/meta.jsonl has a line that synth.py never wrote: remove it") from e
+    for meta in read_meta(folder / "meta.jsonl"):                                 # of an export of synth.py
+        pairs.setdefault(meta["name"], ([], [], {}))[2].update(meta)
     pairs = sorted(pairs.items())
     if most and most < len(pairs):
         pairs = [pairs[k * len(pairs) // most] for k in range(most)]
@@ -303,15 +298,14 @@ def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
         if len(images) != 1 or len(masks) != 1:
             raise ValueError(f"{len(images)} images and {len(masks)} masks of one name")
         image = load_image(images[0])                                             # (H, W, 3)
-        with Image.open(masks[0]) as file:
-            mask = np.asarray(file.convert("RGB")).max(2)                         # (H, W)
+        mask = np.asarray(decode(masks[0])[0].convert("RGB")).max(2)              # (H, W)
         if mask.shape != image.shape[:2]:
             sizes = "sizes differ: image {1}x{0}, mask {4}x{3}".format(*image.shape, *mask.shape)
             if layout[0] != "LOGO":               # whose own loaders resize
                 raise ValueError(sizes)
             notes.append(f"mask resized by nearest, {sizes}")
             mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    except (OSError, ValueError, SyntaxError) as e:
+    except (OSError, ValueError, MemoryError) as e:
         known = isinstance(e, ValueError)
         notes.append(f"skipped, {'' if known else 'not a readable picture: '}{first_line(e)}")
         return None, None, meta
@@ -376,6 +370,13 @@ def iterate(loader: DataLoader) -> Iterator:
         with stops_blocked():
             batches = iter(loader)
         yield from batches
+    except (OSError, ValueError, RuntimeError) as e:
+        text = str(e).strip()
+        if text.startswith("DataLoader worker (pid"):
+            raise OSError(f"{text} Did memory run out? Try fewer --workers.") from e
+        if "DataLoader worker process" not in text:    # a worker's own error comes with its traceback
+            raise
+        raise OSError(text.splitlines()[-1].split(": ", 1)[-1]) from e
     finally:
         if batches and loader.num_workers:
             batches._shutdown_workers()           # torch has no public name for it
@@ -397,26 +398,6 @@ def stops_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_worker(worker: int) -> None:
-    """For DataLoader. Ctrl-C and SIGTERM often reach the workers too, but the main process decides when they
-    end: it may need them to finish its step. When the main process is gone, they end at once."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """torch looks for the parent only while a worker waits for work, and a full pipe keeps one for ever."""
-    parent_process().join()
-    os._exit(1)
-
-
-def last_line(error: BaseException) -> str:
-    """An error's one sentence. torch wraps that of a worker in a traceback, whose last line it is."""
-    text = str(error).strip()
-    return text.splitlines()[-1].split(": ", 1)[-1] if "DataLoader worker process" in text else text
-
-
 # ---------------------------------------------------------------- tables
 
 def print_table(title: str, table: dict, columns: str) -> None:
@@ -434,7 +415,7 @@ def print_table(title: str, table: dict, columns: str) -> None:
 
     keys = columns.split()
     lines = [[title, *(key.replace("_", " ").replace("iou", "IoU").replace("f1", "F1") for key in keys)]]
-    lines += [[str(name), *(cell(values, key) for key in keys)] for name, values in table.items()]
+    lines += [[printable(str(name)), *(cell(values, key) for key in keys)] for name, values in table.items()]
     widths = [max(map(len, column)) for column in zip(*lines)]
     lines.insert(1, ["-" * width for width in widths])
     print()                                       # Markdown wants blank lines around a table
@@ -462,18 +443,13 @@ def print_report(report: dict) -> None:
     print_table("threshold", report["curve"], CURVE)
 
 
-def write_csv(path: Path, sets: list[Pictures], results: list[list[dict]]) -> None:
-    """A line for every picture of every set; scores as in ratios, NaN where the truth is empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        head = ["set", "name", "tp", "fp", "fn", "pixels", "iou", "f1", *BINS, "notes"]
-        writer.writerow(head)
-        for pictures, rows in zip(sets, results):
-            for row in rows:                      # a skipped picture has no scores, and its notes say why
-                values = row | ratios(row) | traits(row) if "tp" in row else {}
-                values |= {"set": pictures.name, "name": row["meta"]["name"],
-                           "notes": "; ".join(row["meta"]["notes"])}
-                writer.writerow([values.get(key) for key in head])
+def list_pictures(sets: list[Pictures], results: list[list[dict]]) -> Iterator[dict]:
+    """What --json tells of every picture of every set; a skipped one has no scores, and its notes say why."""
+    for pictures, rows in zip(sets, results):
+        for row in rows:
+            counts = {key: row[key] for key in ("tp", "fp", "fn", "pixels") if key in row}
+            scores = counts | ratios(row) | traits(row) if counts else {}
+            yield {"set": pictures.name, "name": row["meta"]["name"], **scores, "notes": row["meta"]["notes"]}
 
 
 # ---------------------------------------------------------------- drawings
@@ -538,8 +514,8 @@ def draw_breakdown(table: dict[str, dict], title: str) -> Image.Image:
 
 # ---------------------------------------------------------------- command line
 
-IDLE = {"compare": "weights tune csv worst plot",             # a flag, and what would do nothing beside it
-        "tune": "folder threshold dilate seed json csv worst plot", "folder": "images logos recipe n seed"}
+IDLE = {"compare": "weights tune worst plot",                 # a flag, and what would do nothing beside it
+        "tune": "folder threshold dilate seed json worst plot", "folder": "images logos recipe n seed"}
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -566,8 +542,8 @@ def parse(argv=None) -> argparse.Namespace:
     # what else is done
     add("--tune", action="store_true",
         help="store in --weights the threshold of the best IoU on validation samples")
-    add("--json", type=Path, metavar="FILE", help="what the tables say, and all names of odd files")
-    add("--csv", type=Path, metavar="FILE", help="a line for every picture; of a skipped one, why")
+    add("--json", type=Path, metavar="FILE",
+        help="what the tables say, and every picture's scores; of a skipped one, why")
     add("--worst", type=int, metavar="N", help=f"draw the N worst of the first line to {WORST}")
     add("--plot", type=Path, metavar="FILE", help="draw the breakdown (.png)")
     args = parser.parse_args(argv)
@@ -593,7 +569,7 @@ def check_outputs(args: argparse.Namespace, outputs: list[Path]) -> None:
         raise ValueError("one file is named for two outputs")
     for path in outputs:
         new, place = not path.exists(), path.resolve()
-        read = path.suffix.lower() not in (".json", ".csv")    # those are nothing that is read
+        read = path.suffix.lower() != ".json"     # which is nothing that is read
         if place in weights or not new and read and any(folder in place.parents for folder in inputs):
             raise ValueError(f"{path} is an input and is not overwritten: choose another name or folder")
         path.open("ab").close()                   # its OSError says what is wrong
@@ -604,13 +580,13 @@ def check_outputs(args: argparse.Namespace, outputs: list[Path]) -> None:
 
 
 def report_notes(rows: list[dict]) -> dict[str, list[str]]:
-    """Says on stderr which files were skipped or are odd. -> what -> names. The csv has the details."""
+    """Says on stderr which files were skipped or are odd. -> what -> names."""
     notes = {}
     for meta in (row["meta"] for row in rows):
         for note in meta["notes"]:
             notes.setdefault(note.split(":")[0], []).append(meta["name"])
     for note, names in notes.items():
-        print(f"{note}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})",
+        print(printable(f"{note}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})"),
               file=sys.stderr)
     if skipped := sum("tp" not in row for row in rows):
         print(f"{skipped} of {len(rows)} pictures were skipped and have no score", file=sys.stderr)
@@ -622,7 +598,7 @@ def run(args: argparse.Namespace, rank: int, world: int) -> int:
     nets = [load_model(path, device) for path in args.compare or [args.weights]]
     for net in nets:
         net.threshold = args.threshold or net.threshold
-    outputs = list(filter(None, (args.json, args.csv, args.plot, args.worst and WORST)))
+    outputs = list(filter(None, (args.json, args.plot, args.worst and WORST)))
     if rank == 0:
         check_outputs(args, outputs)
     if args.folder:
@@ -665,13 +641,11 @@ def run(args: argparse.Namespace, rank: int, world: int) -> int:
                                                        "published": s.published}
                             for s, part in zip(sets, scored[0])},
                    "breakdown": breakdown(rows), "dilation": summarise_dilation(rows),
-                   "curve": summarise_curve(rows)}
+                   "curve": summarise_curve(rows), "pictures": list(list_pictures(sets, results[0]))}
         print_report(report)
     if args.json:                                 # NaN is no JSON
         plain = json.loads(json.dumps(report, default=str), parse_constant=lambda _: None)
         args.json.write_text(json.dumps(plain, indent=1))
-    if args.csv:
-        write_csv(args.csv, sets, results[0])
     if args.plot:
         draw_breakdown(report["breakdown"], sets[0].name).save(args.plot)
     if args.worst:
@@ -681,25 +655,19 @@ def run(args: argparse.Namespace, rank: int, world: int) -> int:
     return int(skipped)
 
 
+@one_way_out
 def main(argv=None) -> int:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    try:
-        args = parse(argv)
-        if world > 1:
-            dist.init_process_group("gloo")       # rows are plain Python and travel over the CPU
-        # rank 0 speaks for all, synth.py's notices too; an error may be one rank's own and is always told
-        with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet if rank else sys.stderr):
-            code = run(args, rank, world)
-        if world > 1:
-            dist.barrier()                        # gloo can hang where one rank leaves while another works
-            dist.destroy_process_group()
-        return code
-    except (OSError, ValueError) as e:
-        print(f"eval.py: {last_line(e)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.py: stopped before the end", file=sys.stderr)
-        return 130
+    args = parse(argv)
+    if world > 1:
+        dist.init_process_group("gloo")           # rows are plain Python and travel over the CPU
+    # rank 0 speaks for all, synth.py's notices too; an error may be one rank's own and is always told
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet if rank else sys.stderr):
+        code = run(args, rank, world)
+    if world > 1:
+        dist.barrier()                            # gloo can hang where one rank leaves while another works
+        dist.destroy_process_group()
+    return code
 
 
 if __name__ == "__main__":

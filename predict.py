@@ -359,8 +359,9 @@ def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
             source = io.BytesIO(args.stdin) if record["input"] == "-" else record["input"]
             image = next(frames(source)) if is_video(record["input"]) else load_image(source)
             image = unturn(image, record) if args.stored else image
-            red = cv2.addWeighted(image, 0.5, np.full_like(image, (255, 0, 0)), 0.5, 0)
-            save(record["overlay"], np.where(mask[..., None] > 0, red, image)[..., ::-1])
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+            image[mask > 0] = image[mask > 0] // 2 + np.uint8((0, 0, 128))
+            save(record["overlay"], image)
         save(record["mask"], mask)
         record["coverage"] = round(float((mask == 255).mean()), 6)
         if args.json:

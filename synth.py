@@ -20,12 +20,15 @@ import re
 import signal
 import sys
 import unicodedata
+import uuid
 import zlib
 from bisect import bisect
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import lru_cache
 from itertools import accumulate, count, islice, repeat
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 
 import cv2
 import numpy as np
@@ -52,6 +55,8 @@ COUNTS = {0: 27, 1: 48, 2: 15, 3: 6, 4: 4}        # number of marks -> weight: w
 BLENDS = {"normal": 80, "multiply": 8, "screen": 6, "overlay": 6}      # blend mode -> weight
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp", ".jpg", ".jpeg"), (".ttf", ".otf")
+FORMATS = "BMP JPEG PNG TIFF WEBP".split()        # what files may be, whatever their names; EPS starts a program
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 RECIPES = ("default", "reference", "clwd", "logo-l", "logo-h", "logo-gray")
 OWN = "own"                # the default recipe with the given logos alone: no words, no marks but these
 Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of Pillow's error
@@ -60,14 +65,36 @@ Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of P
 # ---------------------------------------------------------------- files and their split
 
 def find_files(root: str | Path | None, types: tuple[str, ...]) -> list[str]:
-    """All files below root with one of the endings, sorted: an index means the same file everywhere."""
+    """All files below root with one of the endings, sorted: an index means the same file everywhere.
+
+    Links to folders are followed, and each folder is entered once, by its own name if it has one below root.
+    What cannot be read, or is no file (a named pipe), is left out and said.
+    """
     if root is None:
         return []
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder")
-    found = (os.path.join(d, f) for d, _, files in os.walk(root, followlinks=True) for f in files
-             if not f.startswith("._"))           # a Mac's notes about a file, under the file's name
-    return sorted(f for f in found if f.lower().endswith(types))
+    found, folders, links, entered = [], [str(root)], [], set()
+    while folders or links:
+        folder = (folders or links).pop()
+        try:
+            status = os.stat(folder)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
+        except OSError as e:
+            warn_once(f"{folder} cannot be listed and is left out ({e.strerror})")
+            continue
+        if (identity := (status.st_dev, status.st_ino)) in entered:
+            continue
+        entered.add(identity)
+        for entry in entries:                     # a Mac puts ._x.jpg, notes about it, beside x.jpg
+            if os.path.isdir(entry.path):
+                (links if entry.is_symlink() else folders).append(entry.path)
+            elif entry.name.lower().endswith(types) and not entry.name.startswith("._"):
+                if os.path.isfile(entry.path):
+                    found.append(entry.path)
+                else:
+                    warn_once(f"{entry.path} is no file and is left out")
+    return sorted(found)
 
 
 def is_held_out(path: str, root: str | Path) -> bool:
@@ -250,7 +277,7 @@ def draw_glyphs(text: str, font: str | None, px: int) -> np.ndarray:
 def read_photo(path: str) -> np.ndarray | None:
     """(H, W, 3) uint8 RGB as displayed, shrunk while decoding if it is huge; None if it cannot be read."""
     try:
-        with Image.open(path) as header:
+        with Image.open(path, formats=FORMATS) as header:
             factor = max(header.size) // PHOTO_SIDE
             if header.format not in ("JPEG", "MPO") and is_too_large(path, header):
                 return None
@@ -552,7 +579,7 @@ def cut_out(rgb: np.ndarray) -> np.ndarray | None:
 def read_logo(path: str) -> np.ndarray | None:
     """(h, w, 4) uint8 RGBA, not premultiplied; None, with the reason said, if it cannot serve."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if is_too_large(path, image):
                 return None
             opaque = not image.has_transparency_data
@@ -1229,42 +1256,81 @@ def write_sample(synth: Synth, out: Path, seed: int, i: int) -> str:
     cv2.setNumThreads(0)
     image, mask, meta = synth.make_sample(seed, i)
     for folder, picture in (("images", image.transpose(1, 2, 0)[..., ::-1]), ("masks", mask[0] * 255)):
-        path = out / folder / f"{i:07}.png"
-        path.with_suffix(".tmp").write_bytes(cv2.imencode(".png", picture)[1].tobytes())
-        os.replace(path.with_suffix(".tmp"), path)
+        half = out / folder / f".{uuid.uuid4().hex}.tmp"
+        try:
+            with half.open("xb") as f:
+                f.write(cv2.imencode(".png", picture)[1])
+            os.replace(half, out / folder / f"{i:07}.png")
+        finally:
+            half.unlink(missing_ok=True)
     return json.dumps({"name": f"{i:07}", **meta}) + "\n"
+
+
+def read_meta(path: Path) -> list[dict]:
+    """The lines of an export's meta.jsonl but a half-written last one; none where there is no such file.
+
+    ValueError where write_sample never wrote such a line.
+    """
+    metas = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            if line.endswith(b"\n"):
+                metas.append(meta := json.loads(line))
+                numbers = [meta["seed"], meta["jpeg"] or 0, *(mark["opacity"] for mark in meta["marks"])]
+                texts = [meta["name"], meta["recipe"], *(mark[key] for mark in meta["marks"]
+                                                         for key in ("kind", "blend"))]
+                if not all(isinstance(n, (int, float)) for n in numbers) or set(map(type, texts)) != {str}:
+                    raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            raise ValueError(f"{path} has a line that synth.py never wrote: move it away") from e
+    return metas
 
 
 def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
     """The same bytes for any number of workers. A sample is there once its line is in meta.jsonl."""
     for folder in ("images", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    meta = out / "meta.jsonl"
-    lines = meta.read_text().splitlines(keepends=True) if meta.exists() else []
-    done = len([line for line in lines if line.endswith("\n")])
-    if done:
-        first = json.loads(lines[0])
-        if (first["recipe"], first["seed"]) != (synth.recipe, seed):
-            raise ValueError(f"{out} holds recipe {first['recipe']}, seed {first['seed']}: "
+    metas = read_meta(out / "meta.jsonl")
+    for meta in metas[:1]:
+        if (meta["recipe"], meta["seed"]) != (synth.recipe, seed):
+            raise ValueError(f"{out} holds recipe {meta['recipe']}, seed {meta['seed']}: "
                              "choose another folder")
-    meta.write_text("".join(lines[:done]))        # a half-written last line never counts
-    # Ctrl-C is the main process's business: it is noted, and ends the export after the next line, when each
-    # worker has finished its samples; as an exception it would leave the pool to make all the others first
+    # a stop is the main process's business: it ends the export after the next line, when each worker has
+    # finished its samples
     stop = []
-    handler = signal.signal(signal.SIGINT, lambda *_: stop.append(1))
+    handlers = {number: signal.signal(number, lambda *_: stop.append(1)) for number in STOP_SIGNALS}
+    pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
-        with meta.open("a") as f, ProcessPoolExecutor(workers, initializer=signal.signal,
-                                                      initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
-            todo = pool.map(write_sample, repeat(synth), repeat(out), repeat(seed), range(done, n),
+        with (out / "meta.jsonl").open("ab+") as f:
+            f.seek(0)
+            f.truncate(sum(map(len, islice(f, len(metas)))))
+            todo = pool.map(write_sample, repeat(synth), repeat(out), repeat(seed), range(len(metas), n),
                             chunksize=8)
-            for line in tqdm(todo, total=n, initial=min(done, n), unit="sample", disable=None):
-                f.write(line)
+            for line in tqdm(todo, total=n, initial=min(len(metas), n), unit="sample", disable=None):
+                f.write(line.encode())
                 f.flush()
                 if stop:
-                    pool.shutdown(cancel_futures=True)
                     raise KeyboardInterrupt
+    except BrokenExecutor as e:
+        raise OSError("a worker was killed: did memory run out? Try fewer --workers") from e
     finally:
-        signal.signal(signal.SIGINT, handler)
+        pool.shutdown(cancel_futures=True)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def start_worker(worker: int = 0) -> None:
+    """Ctrl-C and SIGTERM often reach the workers too, but the main process decides when they end: it may need
+    them to finish its step. When the main process is gone, they end at once."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """torch looks for the parent only while a worker waits for work, and a full pipe keeps one for ever."""
+    parent_process().join()
+    os._exit(1)
 
 
 def main(argv=None) -> int:
@@ -1291,6 +1357,10 @@ def main(argv=None) -> int:
                         help="processes for a data set (default: all cores)")
     args = parser.parse_args(argv)
     try:
+        for folder in filter(None, (args.images, args.logos)):
+            if (args.out.is_file() and folder.resolve() in args.out.resolve().parents
+                    or folder.resolve() in ((args.out / name).resolve() for name in ("images", "masks"))):
+                raise ValueError(f"{args.out} would overwrite what lies in {folder}: choose another name")
         synth = Synth(args.images, args.logos, args.recipe, args.size, args.held_out)
         if args.kinds:
             preview_kinds(args.images, args.logos, args.seed).save(args.out)
@@ -1298,13 +1368,13 @@ def main(argv=None) -> int:
             preview(synth, args.seed, args.n).save(args.out)
         else:
             export(synth, args.out, args.seed, args.n, args.workers)
-    except (ValueError, OSError) as e:
-        print(f"synth.py: {e}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as e:
+        print(f"synth.py: {str(e) or 'memory ran out'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("synth.py: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    print(args.out)
+    print(args.out, file=sys.stderr)
     return 0
 
 

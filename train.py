@@ -42,11 +42,11 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from eval import (STOP_SIGNALS, VALIDATION_SEED, Pictures, breakdown, find_layout, folder_sets, iterate,
-                  last_line, marked_set, refuse_pairs, score, start_worker, summarise)
+from eval import (VALIDATION_SEED, Pictures, breakdown, find_layout, folder_sets, iterate, marked_set,
+                  refuse_pairs, score, summarise)
 from model import (ENCODER, SIZE, build, channels_last, first_line, from_checkpoint, keep_freed_memory,
-                   load_checkpoint, pack, pick_amp, pick_device, save_checkpoint)
-from synth import FONT_TYPES, OWN, Synth, crop, find_files, warn_once
+                   load_checkpoint, one_way_out, pack, pick_amp, pick_device, save_checkpoint)
+from synth import FONT_TYPES, OWN, STOP_SIGNALS, Synth, crop, find_files, start_worker, warn_once
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
 MIN_LR = 0.01              # the cosine ends at this share of the peak
@@ -358,7 +358,7 @@ def open_run(out: Path, flags: dict, checkpoint: dict | None) -> Iterator[tuple]
             keep_older_run(out, checkpoint)            # again: another process may just have ended one
             log.truncate(min(size, log.tell()))
             log.seek(0, os.SEEK_END)
-            for left in out.glob("*.pt.tmp"):          # of a kill in the middle of a save
+            for left in out.glob("." + 32 * "[0-9a-f]" + ".tmp"):      # of a kill in the middle of a save
                 left.unlink()
             (out / "args.json").write_text(json.dumps(flags, indent=2))
             for summary in hparams(flags, dict.fromkeys(METRICS, 0)):      # its tab shows their latest values
@@ -567,6 +567,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     return 130 if stopped else 0
 
 
+@one_way_out
 def main(argv=None) -> int:
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     handle_stops(signal.default_int_handler)           # until the loop, a signal ends it at once
@@ -575,16 +576,6 @@ def main(argv=None) -> int:
         # rank 0 speaks for all; an error may be one rank's own and is always told
         with open(os.devnull, "w") as quiet, redirect_stderr(quiet if rank else sys.stderr):
             return run(*parse(argv))
-    except KeyboardInterrupt:
-        print("train.py: stopped before the first step", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, RuntimeError) as e:
-        is_dead = str(e).startswith("DataLoader worker (pid")
-        if isinstance(e, RuntimeError) and not is_dead:
-            raise                                      # the program's own fault: the traceback tells more
-        print(f"train.py: {last_line(e)}" + " Did memory run out? Try fewer --workers." * is_dead,
-              file=sys.stderr)
-        return 2
     finally:                                           # as it was found, for those who call main from Python
         for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

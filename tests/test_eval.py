@@ -1,4 +1,3 @@
-import csv
 import json
 import os
 import pickle
@@ -337,7 +336,7 @@ def test_odd_files_are_named_counted_and_never_silently_dropped(here, stub, caps
     (here / "d/images/broken.png").write_bytes(b"no picture")
     cv2.imwrite("d/masks/broken.png", mask)
     (here / "d/images/notes.txt").write_text("no picture, and not called one")
-    assert ev.main(["d", "--weights", "good.pt", "--json", "r.json", "--csv", "r.csv", "--worst", "9"]) == 1
+    assert ev.main(["d", "--weights", "good.pt", "--json", "r.json", "--worst", "9"]) == 1
     report, err = json.loads(Path("r.json").read_text()), capsys.readouterr().err
     assert {name for note, names in report["notes"].items() if note.startswith("skipped")
             for name in names} == {"no-mask", "no-image", "size", "twice", "broken"}
@@ -348,15 +347,15 @@ def test_odd_files_are_named_counted_and_never_silently_dropped(here, stub, caps
     full = report["sets"]["full size"]
     assert (full["n_marked"], full["n_clean"], full["iou"], full["false_alarm_rate"]) == (2, 1, 1, 0)
     assert report["sets"]["256 x 256"]["n_skipped"] == full["n_skipped"] == 5
-    lines = list(csv.DictReader(open("r.csv")))
+    lines = report["pictures"]
     assert [line["set"] for line in lines] == 8 * ["full size"] + 8 * ["256 x 256"]
     lines = {line["name"]: line for line in lines[:8]}
-    assert lines["size"]["notes"] == "skipped, sizes differ: image 48x40, mask 48x39"
-    assert lines["broken"]["notes"].startswith("skipped, not a readable picture: ")
-    assert lines["no-mask"]["notes"] == "skipped, 1 images and 0 masks of one name"
-    assert all((line["iou"] == line["tp"] == "") == line["notes"].startswith("skipped")
+    assert lines["size"]["notes"] == ["skipped, sizes differ: image 48x40, mask 48x39"]
+    assert lines["broken"]["notes"][0].startswith("skipped, not a readable picture: ")
+    assert lines["no-mask"]["notes"] == ["skipped, 1 images and 0 masks of one name"]
+    assert all(("iou" in line) == ("tp" in line) == ("skipped" not in str(line["notes"]))
                for line in lines.values())
-    assert lines["good"]["notes"] == "" and float(lines["good"]["iou"]) == 1
+    assert lines["good"]["notes"] == [] and lines["good"]["iou"] == 1 and lines["empty"]["iou"] is None
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", '{"no": "name"}'])
@@ -443,17 +442,17 @@ def test_threshold_and_dilate(here, weights, photos, capsys):
     assert some[0]["curve"] == some[1]["curve"]
 
 
-def test_json_csv_worst_and_plot(here, photos, logos, stub, capsys):
+def test_json_worst_and_plot(here, photos, logos, stub, capsys):
     argv = ["--images", str(photos), "--logos", str(logos), "--recipe", "default", "--n", "9",
-            "--weights", "bad.pt", "--json", "r.json", "--csv", "r.csv", "--worst", "5", "--plot", "p.png"]
+            "--weights", "bad.pt", "--json", "r.json", "--worst", "5", "--plot", "p.png"]
     assert ev.main(argv) == 0
-    assert capsys.readouterr().err.split()[-4:] == ["r.json", "r.csv", "p.png", "worst.png"]
-    report, lines = json.loads(Path("r.json").read_text()), list(csv.DictReader(open("r.csv")))
+    assert capsys.readouterr().err.split()[-3:] == ["r.json", "p.png", "worst.png"]
+    report = json.loads(Path("r.json").read_text())
+    lines = report["pictures"]
     assert len(lines) == 9 + 10 and list(report["sets"]) == ["default", "clean photos"]
-    ious = [float(line["iou"]) for line in lines if line["iou"] != "nan"]
+    ious = [line["iou"] for line in lines if line["iou"] is not None]
     assert np.mean(ious) == pytest.approx(report["sets"]["default"]["iou"])
-    assert (sum(int(line["tp"]) for line in lines)
-            / sum(int(line["tp"]) + int(line["fn"]) for line in lines)
+    assert (sum(line["tp"] for line in lines) / sum(line["tp"] + line["fn"] for line in lines)
             == pytest.approx(report["sets"]["default"]["recall"]))
     assert set(lines[0]) >= {"set", "name", *ev.BINS}
     assert Image.open("worst.png").size == (6 * 256, 20 + 3 * (256 + 16)) and Image.open("p.png").width > 500
@@ -526,7 +525,7 @@ def test_tune_stores_what_validation_prefers_and_shows_no_test(here, weights, ph
     (["--worst", "-3"], "must be at least 1"),
     (["--dilate", "-1"], "--dilate and --seed at least 0"),
     (["--seed", "-1"], "--dilate and --seed at least 0"),
-    (["--compare", "a", "b", "--csv", "x"], "beside --compare, --csv would do nothing"),
+    (["--compare", "a", "b", "--plot", "x.png"], "beside --compare, --plot would do nothing"),
     (["--compare", "a", "b", "--weights", "c", "--worst", "3"], "beside --compare, --weights --worst would"),
     (["d", "--tune"], "beside --tune, a folder would do nothing"),
     (["--tune", "--json", "x", "--dilate", "2"], "beside --tune, --dilate --json would do nothing"),
@@ -534,9 +533,9 @@ def test_tune_stores_what_validation_prefers_and_shows_no_test(here, weights, ph
     (["--compare", "W", "junk.pt"], "junk.pt is refused"),
     (["--compare", "W", "empty.pt"], "empty.pt is no complete weights file"),
     (["--weights", "W", "--json", "no/r.json"], "no/r.json"),
-    (["--weights", "W", "--csv", "folder"], "folder"),
+    (["--weights", "W", "--json", "folder"], "folder"),
     (["--weights", "W", "--plot", "p.txt"], "--plot p.txt is no picture's name"),
-    (["--weights", "W", "--json", "r", "--csv", "r"], "one file is named for two outputs"),
+    (["--weights", "W", "--json", "r.png", "--plot", "r.png"], "one file is named for two outputs"),
     (["--weights", "W", "--json", "W"], "is an input and is not overwritten"),
     (["--weights", "W", "--plot", "folder/photo.png", "--images", "folder"], "photo.png is an input"),
     (["--weights", "W", "--json", "folder/meta.jsonl", "folder"], "meta.jsonl is an input"),
