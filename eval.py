@@ -33,9 +33,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from model import (WEIGHTS, decode, default_dilation, dilate, find_weights, first_line, load_checkpoint,
-                   load_image, load_model, one_way_out, pick_device, predict_prob, printable, save_checkpoint,
-                   to_mask)
+from model import (WEIGHTS, default_dilation, dilate, find_weights, first_line, load_checkpoint,
+                   load_image, load_model, one_way_out, open_image, pick_device, predict_prob, printable,
+                   readable, save_checkpoint, to_mask)
 from synth import (MASK_ALPHA, OWN, PHOTO_TYPES, RECIPES, STOP_SIGNALS, Synth, generate_background, read_meta,
                    read_photo, start_worker)
 
@@ -298,7 +298,8 @@ def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
         if len(images) != 1 or len(masks) != 1:
             raise ValueError(f"{len(images)} images and {len(masks)} masks of one name")
         image = load_image(images[0])                                             # (H, W, 3)
-        mask = np.asarray(decode(masks[0])[0].convert("RGB")).max(2)              # (H, W)
+        with readable(masks[0]):
+            mask = np.asarray(open_image(masks[0])[0].convert("RGB")).max(2)      # (H, W)
         if mask.shape != image.shape[:2]:
             sizes = "sizes differ: image {1}x{0}, mask {4}x{3}".format(*image.shape, *mask.shape)
             if layout[0] != "LOGO":               # whose own loaders resize
@@ -372,8 +373,6 @@ def iterate(loader: DataLoader) -> Iterator:
         yield from batches
     except (OSError, ValueError, RuntimeError) as e:
         text = str(e).strip()
-        if text.startswith("DataLoader worker (pid"):
-            raise OSError(f"{text} Did memory run out? Try fewer --workers.") from e
         if "DataLoader worker process" not in text:    # a worker's own error comes with its traceback
             raise
         raise OSError(text.splitlines()[-1].split(": ", 1)[-1]) from e

@@ -65,6 +65,8 @@ DRAFT = 1.5                           # a JPEG is decoded to at least this many 
 FORMATS = "AVIF BMP DDS DIB GIF HEIF ICNS ICO JPEG JPEG2000 MPO PCX PNG PPM SGI TGA TIFF WEBP".split()
 MOST = 1024                           # no number in a checkpoint's options is larger
 SENTENCE = 300                        # letters of an error's sentence: it may quote a damaged file
+# RuntimeErrors of torch that are the machine's fault; others are the program's, and their traceback tells more
+NO_MEMORY = "DataLoader worker (pid", "CUDA out of memory", "MPS backend out of memory", "[enforce fail at alloc"
 PRIOR = 0.05                          # share of marked pixels that a fresh network expects before training
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -267,57 +269,58 @@ def read_image(source, size: int | None = None) -> tuple[np.ndarray, dict]:
     facts: width and height of the displayed picture in full; orientation (EXIF) where it is turned; pages where
     there are several.
     """
-    file, full = decode(source, size)
-    facts = {}
-    try:
-        turn = file.getexif().get(0x0112)     # TIFF and HEIC are turned by now
-        facts |= {"orientation": turn} if turn in range(2, 9) else {}
-        image = ImageOps.exif_transpose(file) if facts else file
-    except Exception:                         # garbage in the EXIF block is no reason to refuse the picture
-        image = file
-    W, H = full or image.size
-    if full and facts.get("orientation", 1) > 4:
-        W, H = H, W
-    facts |= {"width": W, "height": H}
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
-        grey = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
-        full = (1 if image.mode == "F" and grey.max() <= 1
-                else 255 if grey.max() <= 255 and image.mode == "F" else 65535)
-        image = Image.fromarray((np.clip(grey / full, 0, 1) * 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    if size and (times := int(square_side(*image.size) / (DRAFT * size))) > 1:
-        image = image.reduce(times)           # before it is an array, which takes three times the memory
-    pixels = np.asarray(image)
-    with contextlib.suppress(Exception):      # garbage after the first page; in MPO, a phone's depth map
-        facts |= {"pages": file.n_frames} if file.format != "MPO" and file.n_frames > 1 else {}
-    return pixels, facts
-
-
-def decode(source, size: int | None = None) -> tuple[Image.Image, tuple[int, int] | None]:
-    """A picture as it is stored -> PIL image, and (width, height) in full where it is decoded smaller.
-
-    source: path, binary file or PIL image. size: see read_image.
-    Raises OSError for a file that is no picture of FORMATS, ValueError for a picture over MAX_PIXELS.
-    """
-    try:
+    with readable(source):
         file, full = open_image(source, size)
         file.load()
-        return file, full
+        facts = {}
+        try:
+            turn = file.getexif().get(0x0112)     # TIFF and HEIC are turned by now
+            facts |= {"orientation": turn} if turn in range(2, 9) else {}
+            image = ImageOps.exif_transpose(file) if facts else file
+        except Exception:                         # garbage in the EXIF block is no reason to refuse the picture
+            image = file
+        W, H = full or image.size
+        if full and facts.get("orientation", 1) > 4:
+            W, H = H, W
+        facts |= {"width": W, "height": H}
+        if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
+            grey = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
+            full = (1 if image.mode == "F" and grey.max() <= 1
+                    else 255 if grey.max() <= 255 and image.mode == "F" else 65535)
+            image = Image.fromarray((np.clip(grey / full, 0, 1) * 255).round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        if size and (times := int(square_side(*image.size) / (DRAFT * size))) > 1:
+            image = image.reduce(times)           # before it is an array, which takes three times the memory
+        pixels = np.asarray(image)
+        with contextlib.suppress(Exception):      # garbage after the first page; in MPO, a phone's depth map
+            facts |= {"pages": file.n_frames} if file.format != "MPO" and file.n_frames > 1 else {}
+        return pixels, facts
+
+
+@contextlib.contextmanager
+def readable(source) -> Iterator[None]:
+    """Pillow's plugins raise a dozen kinds on garbage. Here they become OSError; only ValueError stays."""
+    try:
+        yield
     except UnidentifiedImageError:
         heic = str(source).lower().endswith((".heic", ".heif")) and "HEIF" not in Image.OPEN
         raise OSError("HEIC is read once pillow-heif is installed: pip install pillow-heif" if heic else
                       "not a picture in a format that is read (JPEG, PNG, WebP, TIFF, ...)") from None
     except (OSError, ValueError, MemoryError):
         raise
-    except Exception as e:                    # Pillow's plugins raise a dozen kinds on garbage
+    except Exception as e:
         raise OSError(f"not a readable picture: {first_line(e)}") from e
 
 
 def open_image(source, size: int | None = None) -> tuple[Image.Image, tuple[int, int] | None]:
-    """As decode, but only the header is read."""
+    """Reads the header -> PIL image, and (width, height) in full where it will be decoded smaller.
+
+    source: path, binary file or PIL image. size: see read_image.
+    Raises UnidentifiedImageError for a file in none of FORMATS, ValueError for a picture over MAX_PIXELS.
+    """
     Image.init()                              # all of Pillow's plugins
     Image.MAX_IMAGE_PIXELS = None             # our own limit in place of Pillow's warning
     if isinstance(source, (str, os.PathLike)) and os.path.exists(source) and not os.path.isfile(source):
@@ -473,7 +476,7 @@ def load_checkpoint(path: Path) -> dict:
                          "(python model.py import takes the public notebook's)")
     if checkpoint["format"] != FORMAT:
         raise ValueError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
-    return checkpoint
+    return dict.fromkeys(RUN) | checkpoint
 
 
 def from_checkpoint(checkpoint: dict, ema: bool = True) -> Segmenter:
@@ -624,9 +627,13 @@ def one_way_out(main: Callable[..., int]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print(f"{name}: stopped before the end", file=sys.stderr)
             return 130
-        except (OSError, ValueError, MemoryError, torch.cuda.OutOfMemoryError) as e:
+        except (OSError, ValueError, MemoryError, RuntimeError) as e:
             text, code = first_line(e), 2
-            if isinstance(e, io.UnsupportedOperation):
+            if isinstance(e, RuntimeError):
+                if not text.startswith(NO_MEMORY):
+                    raise
+                text += " Did memory run out?"
+            elif isinstance(e, io.UnsupportedOperation):
                 text, code = "standard output is closed", 1
             elif isinstance(e, OSError) and e.errno and not e.filename:     # a full disk; the reader has left
                 text, code = f"cannot write: {e.strerror}", 1

@@ -209,9 +209,12 @@ measure_font = lru_cache(maxsize=256)(open_font)  # at one size: what a font has
 
 @lru_cache(maxsize=2**16)
 def has_letter(path: str | None, letter: str) -> bool:
-    """Fonts draw one and the same box, or nothing, for every letter they lack."""
+    """Fonts draw one and the same box, or nothing, for every letter they lack; damaged ones raise OSError."""
     font = measure_font(path, 12, ImageFont.Layout.BASIC)
-    drawn, missing = (bytes(font.getmask(c)) for c in (letter, "\uffff"))
+    try:
+        drawn, missing = (bytes(font.getmask(c)) for c in (letter, "\uffff"))
+    except OSError:
+        return False
     return drawn != missing or not missing if letter == " " else drawn not in (missing, b"")
 
 
@@ -265,11 +268,23 @@ def draw_glyphs(text: str, font: str | None, px: int) -> np.ndarray:
         text = text[::-1]
     if not has_letter(font, " "):
         text = text.replace(" ", "")
-    rows = [load_font(font, px).getmask(line) for line in text.split("\n")]
+    try:
+        rows = [load_font(font, px).getmask(line) for line in text.split("\n")]
+    except OSError as e:
+        warn_once(f"{font} has letters that cannot be drawn: another font stands in for them ({e})")
+        return draw_glyphs(text, None, px)
     rows = [np.frombuffer(bytes(a), np.uint8).reshape(a.size[::-1]) for a in rows if all(a.size)]
     a = stack(rows, 0, px // 5)[:2048, :4096] if rows else np.zeros((1, 1), np.uint8)
     x, y, w, h = cv2.boundingRect(a)
     return a[y:y + max(h, 1), x:x + max(w, 1)]
+
+
+def text_width(text: str, font: str | None) -> float:
+    """Of one line, at 32 pixels."""
+    try:
+        return measure_font(font, 32).getlength(text)
+    except OSError:                               # draw_glyphs has a word on that
+        return measure_font(None, 32).getlength(text)
 
 
 # ---------------------------------------------------------------- backgrounds
@@ -659,7 +674,7 @@ class Art:
         else:
             if text.isascii() and rng.random() < 0.1:
                 text = " ".join(text)                                # letters far apart, as in many logos
-            width = max(measure_font(font, 32).getlength(text), 1)
+            width = max(text_width(text, font), 1)
         return draw_glyphs(text, font, int(max(8, min(32 * longest / width, highest))))
 
 
