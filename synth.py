@@ -1314,7 +1314,7 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
     # finished its samples
     stop = []
     handlers = {number: signal.signal(number, lambda *_: stop.append(1)) for number in STOP_SIGNALS}
-    pool = ProcessPoolExecutor(workers, initializer=start_worker)
+    pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(0, [signal.SIGINT]))
     try:
         with (out / "meta.jsonl").open("ab+") as f:
             f.seek(0)
@@ -1327,6 +1327,8 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
                 if stop:
                     raise KeyboardInterrupt
     except BrokenExecutor as e:
+        if stop:                                  # SIGTERM to the whole group, say
+            raise KeyboardInterrupt from e
         raise OSError("a worker was killed: did memory run out? Try fewer --workers") from e
     finally:
         pool.shutdown(cancel_futures=True)
@@ -1334,11 +1336,14 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
             signal.signal(number, handler)
 
 
-def start_worker(worker: int = 0) -> None:
+def start_worker(worker: int, deaf_to: list[int] = STOP_SIGNALS) -> None:
     """Ctrl-C and SIGTERM often reach the workers too, but the main process decides when they end: it may need
-    them to finish its step. When the main process is gone, they end at once."""
+    them to finish its step. When the main process is gone, they end at once.
+
+    deaf_to: a ProcessPoolExecutor ends its workers by SIGTERM itself, where one of them has died.
+    """
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN if number in deaf_to else signal.SIG_DFL)
     Thread(target=end_with_parent, daemon=True).start()
 
 

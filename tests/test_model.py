@@ -1,5 +1,7 @@
 import math
+import os
 import pickle
+import socket
 import subprocess
 import sys
 import time
@@ -117,7 +119,8 @@ def test_smp_architectures_and_encoders(arch, encoder):
 
 
 @pytest.mark.parametrize("kwargs, words", [({"arch": "unett"}, ["unett", "deeplabv3plus"]),
-                                           ({"encoder": "resnet17"}, ["resnet17", "resnet18", "tu-"])])
+                                           ({"encoder": "resnet17"}, ["resnet17", "resnet18", "tu-"]),
+                                           ({"encoder": "tu-hf-hub:timm/resnet18"}, ["unknown encoder"])])
 def test_a_typo_lists_what_exists(kwargs, words):
     with pytest.raises(ValueError) as e:
         build(**kwargs)
@@ -218,13 +221,17 @@ def test_a_bomb_is_refused_and_a_broken_file_is_an_oserror(tmp_path, monkeypatch
         load_image(tmp_path / "a.png")
 
 
-def test_postscript_starts_no_program(tmp_path, monkeypatch):
+@pytest.mark.skipif(os.name == "nt", reason="no pipes there")
+def test_postscript_starts_no_program_and_a_pipe_does_not_block(tmp_path, monkeypatch):
     from PIL import EpsImagePlugin
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("it ran"))
     Image.new("RGB", (20, 10)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
     with pytest.raises(OSError, match="not a picture in a format that is read"):
         load_image(tmp_path / "a.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(OSError, match="not a regular file"):
+        load_image(tmp_path / "pipe.jpg")
 
 
 def test_fit_and_resize_back():
@@ -299,10 +306,6 @@ def test_bad_weights_are_one_sentence_each(net, saved, tmp_path):
     torch.save({"arch": Evil()}, bad)
     with pytest.raises(ValueError, match="refused"):
         load_model(bad)
-    for strange in ({"a": 1}, {"arch": "unet", "model": {}}):
-        torch.save(strange, bad)
-        with pytest.raises(ValueError, match="not one of our checkpoints"):
-            load_model(bad)
     torch.save(pack(net) | {"format": 99}, bad)
     with pytest.raises(ValueError, match="format 99"):
         load_model(bad)
@@ -313,6 +316,36 @@ def test_bad_weights_are_one_sentence_each(net, saved, tmp_path):
                                 for k, v in net.state_dict().items()}), bad)
     with pytest.raises(ValueError, match="not finite"):
         load_model(bad)
+    flipped = bytearray(saved.read_bytes())
+    flipped[len(flipped) // 2] ^= 4
+    bad.write_bytes(flipped)
+    with pytest.raises(ValueError, match="a tensor in it is damaged"):
+        load_model(bad)
+
+
+@pytest.mark.parametrize("change", [
+    {"model": 1}, {"encoder": 3}, {"encoder": ["x"]}, {"encoder": "x" * 10**6}, {"encoder": "\x1b[2J\n"},
+    {"encoder": "tu-hf-hub:timm/resnet18"}, {"arch": "dpt"}, {"size": 10**9}, {"size": 0.5},
+    {"threshold": math.nan}, {"threshold": math.inf}, {"threshold": -0.5}, {"threshold": 0.0},
+    {"options": {"subpixel": True, "residuals": [10**6]}}, {"options": {"residuals": 3, "subpixel": 1}},
+    {"options": {"decoder_channels": [10**9] * 5}}, {"options": {"checkpoint_path": "x"}}, {"options": {3: 4}},
+    {"step": "7"}, {"ema": [1]}, {"encoder": "timm-efficientnet-l2"}], ids=lambda change: str(change)[:40])
+def test_an_odd_checkpoint_is_one_short_sentence_at_once(change, net, tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("it asks the network"))
+    torch.save(pack(net) | change, tmp_path / "odd.pt")
+    built, real = [], model.smp.create_model
+    monkeypatch.setattr(model.smp, "create_model", lambda *a, **k: built.append(real(*a, **k)) or built[-1])
+    with pytest.raises(ValueError) as e:
+        load_model(tmp_path / "odd.pt")
+    said = model.first_line(e.value)
+    assert len(said) <= 300 and said.isprintable() and "odd.pt" in said
+    assert all(next(network.parameters()).is_meta for network in built)       # a name alone takes no memory
+
+
+def test_a_network_that_cannot_run_is_the_files_fault(saved, monkeypatch):
+    monkeypatch.setattr(model.Segmenter, "forward", lambda *_: torch.zeros(1, 2) @ torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="w.pt: unet on .* cannot look at a picture: mat1 and mat2"):
+        load_model(saved)
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(net, saved, monkeypatch):
@@ -325,6 +358,50 @@ def test_a_full_disk_keeps_the_old_checkpoint(net, saved, monkeypatch):
     with pytest.raises(OSError):
         save_checkpoint(pack(net), saved)
     assert saved.read_bytes() == before and [p.name for p in saved.parent.iterdir()] == ["w.pt"]
+
+
+def test_no_link_is_written_through(net, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for name in ("w.pt", "w.pt.tmp"):
+        (tmp_path / name).symlink_to("mine")
+    save_checkpoint(pack(net), tmp_path / "w.pt")
+    assert (tmp_path / "mine").read_text() == "mine" and load_checkpoint(tmp_path / "w.pt")
+
+
+# ---------------------------------------------------------------- one way out
+
+@pytest.mark.parametrize("error, code, text", [
+    (ValueError("x\x1b[2Jy\nand more" + "z" * 10**6), 2, r"x\x1b[2Jy"), (ValueError("z" * 10**6), 2, "z" * 300),
+    (FileNotFoundError(2, "No such file", "a"), 2, "[Errno 2] No such file: 'a'"),
+    (OSError(28, "No space left"), 1, "cannot write: No space left"), (BrokenPipeError(32, "Broken pipe"), 1, None),
+    (MemoryError(), 2, "MemoryError"), (KeyboardInterrupt(), 130, "stopped before the end"),
+    (RuntimeError("CUDA out of memory. Tried ..."), 2, "CUDA out of memory. Tried ... Did memory run out?"),
+    (RuntimeError("DataLoader worker (pid 7) is killed."), 2,
+     "DataLoader worker (pid 7) is killed. Did memory run out?")])
+def test_an_error_is_one_sentence_and_a_code(error, code, text, capsys):
+    def main(argv):
+        raise error
+    assert model.one_way_out(main)() == code
+    assert capsys.readouterr().err == (f"test_model.py: {text}\n" if text else "")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    def main(argv):
+        raise RuntimeError("mat1 and mat2")
+    with pytest.raises(RuntimeError):
+        model.one_way_out(main)()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has one")
+@pytest.mark.parametrize("streams, code, text", [(">&-", 1, "standard output is closed"), ("<&- >x", 0, ""),
+                                                 (">/dev/full", 1, "cannot write: No space left on device")])
+def test_closed_and_full_streams(streams, code, text, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys, model\n@model.one_way_out\ndef main(argv):\n"
+                      "    print(sys.stdin.read() and 'x' * 9999)\n    return 0\nsys.exit(main())")
+    run = subprocess.run(f"'{sys.executable}' '{script}' {streams}", shell=True, capture_output=True, text=True,
+                         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL)
+    assert (run.returncode, run.stderr) == (code, text and f"script.py: {text}\n")
 
 
 def test_export_is_half_the_size_and_holds_the_same(net, tmp_path, capsys):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -172,6 +173,9 @@ def test_stdin_to_stdout_is_a_png(weights, photos):
 
 
 def test_stdin_to_a_file(run, photos, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    result = run("-", "-o", "m.png")
+    assert result.code == 1 and "-: standard input is empty or closed" in result.err
     for out, expected in (("m.png", "m.png"), ("m/", "m/stdin.png")):
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=(photos / "a.jpg").open("rb")))
         assert run("-", "-o", out).code == 0
@@ -183,11 +187,12 @@ def test_out_dash(photos, weights, capfdbinary):
     assert mask_of(io.BytesIO(capfdbinary.readouterr().out)).shape == (50, 90)
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left")])
 @pytest.mark.parametrize("flags", [["-o", "-"], ["--json"], [], ["--list", "--threshold", "0"]])
-def test_closed_stdout_is_no_drama(run, photos, monkeypatch, tmp_path, flags):
+def test_closed_stdout_is_no_drama(run, photos, monkeypatch, tmp_path, flags, error):
     with open(tmp_path / "stdout", "w") as gone:
         def write(data):
-            raise BrokenPipeError(32, "Broken pipe")
+            raise error
         pipe = SimpleNamespace(write=write, flush=lambda: None, fileno=gone.fileno)
         pipe.buffer = pipe
         monkeypatch.setattr(sys, "stdout", pipe)
@@ -921,6 +926,24 @@ def test_output_that_is_a_folder(run, photos):
     result = run("photos", "--skip-existing")
     assert (result.code == 1 and "cannot write photos_masks/a.png" in result.err
             and tree("photos_masks") == ["b.png"])
+
+
+def test_what_is_at_work_at_once_is_bounded_by_pixels(monkeypatch):
+    monkeypatch.setattr(predict, "MAX_PIXELS", 10)
+    at_work, most, lock = [], [], threading.Lock()
+
+    def work(weight):
+        with lock:
+            at_work.append(weight)
+            most.append((sum(at_work), len(at_work)))
+        time.sleep(0.01)
+        with lock:
+            at_work.remove(weight)
+        return weight
+    weights = [9, 9, 30, 9, *[2] * 20, 0, 0, 0]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(predict.ahead(pool, work, weights, 8, lambda weight: weight)) == weights
+    assert all(total <= 10 or n == 1 for total, n in most) and max(n for _, n in most) > 2
 
 
 def test_networks_work_side_by_side_on_the_cpu(run, photos, monkeypatch):

@@ -1,10 +1,12 @@
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -579,6 +581,43 @@ def test_photos_of_every_mode(tmp_path):
     assert abs(int(synth.read_photo(str(tmp_path / "deep.png")).mean()) - 40000 // 257) <= 1
 
 
+def test_only_pictures_are_opened_whatever_their_names(tmp_path, monkeypatch, capsys):
+    from PIL import EpsImagePlugin
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("it ran"))
+    for kind in ("EPS", "SPIDER", "TGA"):
+        Image.new("F" if kind == "SPIDER" else "RGB", (40, 30)).save(tmp_path / "x.png", kind)
+        assert synth.read_photo(str(tmp_path / "x.png")) is None
+        assert synth.read_logo(str(tmp_path / "x.png")) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no links and pipes for all there")
+def test_each_folder_once_and_only_files(tmp_path, capsys):
+    deep = tmp_path / "photos" / "a"
+    deep.mkdir(parents=True)
+    for path in (deep / "x.jpg", deep / "y.JPG", tmp_path / "z.jpg", deep / "._x.jpg", deep / "x.txt"):
+        path.touch()
+    for name, target in (("1", "."), ("2", "."), ("a/up", ".."), ("more", "a"), ("w.jpg", "../z.jpg"),
+                         ("gone.jpg", "nowhere"), ("circle", "circle"), ("out", "../other")):
+        (tmp_path / "photos" / name).symlink_to(target)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "v.jpg").touch()
+    os.mkfifo(deep / "pipe.jpg")
+    names = synth.find_files(tmp_path / "photos", (".jpg",))
+    assert [str(Path(n).relative_to(tmp_path / "photos")) for n in names] == ["a/x.jpg", "a/y.JPG", "out/v.jpg",
+                                                                            "w.jpg"]
+    err = capsys.readouterr().err
+    assert "pipe.jpg is no file" in err and "gone.jpg is no file" in err and len(err.splitlines()) == 2
+    folders, deep = [], str(tmp_path / "photos")
+    for _ in range(1100):
+        folders.append(deep := f"{deep}/d")
+        os.mkdir(deep)
+    Path(f"{deep}/y.jpg").touch()
+    assert f"{deep}/y.jpg" in synth.find_files(tmp_path / "photos", (".jpg",))
+    os.unlink(f"{deep}/y.jpg")                                     # pytest could not clear them away
+    for folder in folders[::-1]:
+        os.rmdir(folder)
+
+
 def test_a_photo_of_400_megapixels_costs_no_memory(tmp_path, capsys, monkeypatch):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "vast.png")
     assert synth.read_photo(str(tmp_path / "vast.png")) is None and "megapixels" in capsys.readouterr().err
@@ -628,6 +667,64 @@ def test_export_is_byte_identical_for_any_worker_count_and_restartable(tmp_path,
     mask = cv2.imread(str(tmp_path / "a" / "masks" / "0000003.png"), cv2.IMREAD_UNCHANGED)
     assert set(np.unique(mask)) <= {0, 255} and abs((mask > 0).mean() - line["coverage"]) < 1e-6
     assert synth.main([str(tmp_path / "a"), "--n", "12", "--recipe", "clwd"]) == 2  # it holds another recipe
+
+
+@pytest.mark.parametrize("argv", [["photos/x.png", "--images", "photos"], [".", "--images", "images"]])
+def test_an_input_is_not_overwritten(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/x.png", "images/0000000.png"):
+        Path(name).parent.mkdir()
+        Image.new("RGB", (40, 30)).save(name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    assert synth.main([*argv, "--n", "1"]) == 2 and "would overwrite" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+def test_no_link_is_written_through(tmp_path, photos):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    for name in ("0000000.tmp", "0000000.png"):
+        (tmp_path / "set" / "images" / name).symlink_to("../../mine")
+    assert synth.main([str(tmp_path / "set"), "--images", str(photos), "--n", "1", "--workers", "1"]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]", b"3", b"\xff\xfe\0", b'{"name": "a"}', b"[" * 10**5,
+                                  b'{"name": 1, "recipe": "clwd", "seed": 0, "jpeg": 75, "marks": []}',
+                                  b'{"name": "a", "recipe": "clwd", "seed": 0, "jpeg": "x", "marks": []}',
+                                  b'{"name": "a", "recipe": "clwd", "seed": 0, "jpeg": 7, "marks": [{}]}'])
+def test_a_foreign_meta_file_is_named_and_kept(line, tmp_path, capsys):
+    (tmp_path / "meta.jsonl").write_bytes(line + b"\n")
+    assert synth.main([str(tmp_path), "--n", "1"]) == 2
+    assert "has a line that synth.py never wrote" in capsys.readouterr().err
+    assert (tmp_path / "meta.jsonl").read_bytes() == line + b"\n"
+
+
+def test_a_worker_that_is_killed_ends_it(tmp_path, photos, monkeypatch, capsys):
+    def killed(todo, **rest):
+        yield next(todo)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        yield from todo
+    monkeypatch.setattr(synth, "tqdm", killed)
+    assert synth.main([str(tmp_path / "set"), "--images", str(photos), "--workers", "2", "--n", "9999"]) == 2
+    assert "a worker was killed" in capsys.readouterr().err and not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+def test_kill_9_leaves_no_worker(tmp_path, photos):
+    run = subprocess.Popen([sys.executable, str(ROOT / "synth.py"), str(tmp_path / "set"), "--images", str(photos),
+                            "--workers", "2", "--n", "100000"], stderr=subprocess.DEVNULL)
+    meta = tmp_path / "set" / "meta.jsonl"
+    while not (meta.exists() and meta.read_text()):
+        time.sleep(0.05)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    run.kill()
+    run.wait()
+    deadline = time.monotonic() + 10
+    while any(Path("/proc", pid).exists() for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(children) >= 2
 
 
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path, photos):
