@@ -598,7 +598,8 @@ def read_logo(path: str) -> np.ndarray | None:
             if is_too_large(path, image):
                 return None
             opaque = not image.has_transparency_data
-            rgba = None if opaque else cv2.imread(path, cv2.IMREAD_UNCHANGED)      # faster, where it serves
+            # cv2 is faster, where it serves; given the name itself, it crashes on one that is not UTF-8
+            rgba = None if opaque else cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
             if rgba is None or rgba.dtype != np.uint8 or rgba.shape[2:] != (4,):
                 rgba = np.array(image.convert("RGBA"))
             else:
@@ -1287,17 +1288,15 @@ def read_meta(path: Path) -> list[dict]:
     ValueError where write_sample never wrote such a line.
     """
     metas = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
+    try:
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
             if line.endswith(b"\n"):
                 metas.append(meta := json.loads(line))
-                numbers = [meta["seed"], meta["jpeg"] or 0, *(mark["opacity"] for mark in meta["marks"])]
-                texts = [meta["name"], meta["recipe"], *(mark[key] for mark in meta["marks"]
-                                                         for key in ("kind", "blend"))]
-                if not all(isinstance(n, (int, float)) for n in numbers) or set(map(type, texts)) != {str}:
-                    raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
-            raise ValueError(f"{path} has a line that synth.py never wrote: move it away") from e
+                marks = meta["marks"]             # adding and joining raises TypeError for what is of another type
+                sum([meta["seed"], meta["jpeg"] or 0, *(mark["opacity"] for mark in marks)])
+                "".join([meta["name"], meta["recipe"], *(mark["kind"] + mark["blend"] for mark in marks)])
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ValueError(f"{path} has a line that synth.py never wrote: move it away") from e
     return metas
 
 

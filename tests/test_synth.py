@@ -582,10 +582,13 @@ def test_photos_of_every_mode(tmp_path):
 
 
 def test_only_pictures_are_opened_whatever_their_names(tmp_path, monkeypatch, capsys):
+    odd = os.fsdecode(os.fsencode(tmp_path) + (b"/o.png" if sys.platform == "darwin" else b"/\xff.png"))
+    Image.new("RGBA", (40, 30), (90, 0, 0, 200)).save(odd)
+    assert synth.read_logo(odd).shape == (30, 40, 4) and synth.read_photo(odd).shape == (30, 40, 3)
     from PIL import EpsImagePlugin
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("it ran"))
-    for kind in ("EPS", "SPIDER", "TGA"):
-        Image.new("F" if kind == "SPIDER" else "RGB", (40, 30)).save(tmp_path / "x.png", kind)
+    for kind in ("EPS", "IM", "TGA"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "x.png", kind)
         assert synth.read_photo(str(tmp_path / "x.png")) is None
         assert synth.read_logo(str(tmp_path / "x.png")) is None
 
