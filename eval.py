@@ -21,7 +21,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from multiprocessing import active_children
+from multiprocessing import active_children, get_start_method
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 
@@ -389,7 +389,8 @@ def stops_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):    # Windows
         yield
         return
-    ensure_running()                              # else its own start would unblock Ctrl-C
+    if get_start_method() != "fork":              # others need it, and its own start would unblock Ctrl-C
+        ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

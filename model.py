@@ -470,7 +470,7 @@ def load_checkpoint(path: Path) -> dict:
     if not (all(isinstance(checkpoint.get(name), kind) or name in RUN and checkpoint.get(name) is None
                 for name, kind in {**NETWORK, **RUN}.items())
             and 32 <= checkpoint["size"] <= 65536 and 0 < checkpoint["threshold"] < 1
-            and all(isinstance(n, int) and 0 <= n <= MOST for value in checkpoint["options"].values()
+            and all(isinstance(n, (int, float)) and 0 <= n <= MOST for value in checkpoint["options"].values()
                     for n in (value if isinstance(value, (list, tuple)) else [value]))):
         raise ValueError(f"{path} is not one of our checkpoints "
                          "(python model.py import takes the public notebook's)")

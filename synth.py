@@ -87,8 +87,9 @@ def find_files(root: str | Path | None, types: tuple[str, ...]) -> list[str]:
             continue
         entered.add(identity)
         for entry in entries:                     # a Mac puts ._x.jpg, notes about it, beside x.jpg
-            if os.path.isdir(entry.path):
-                (links if entry.is_symlink() else folders).append(entry.path)
+            is_link = entry.is_symlink()
+            if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                (links if is_link else folders).append(entry.path)
             elif entry.name.lower().endswith(types) and not entry.name.startswith("._"):
                 if os.path.isfile(entry.path):
                     found.append(entry.path)
