@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import ctypes
 import difflib
+import errno
 import functools
 import io
 import math
@@ -65,6 +66,7 @@ DRAFT = 1.5                           # a JPEG is decoded to at least this many 
 FORMATS = "AVIF BMP DDS DIB GIF HEIF ICNS ICO JPEG JPEG2000 MPO PCX PNG PPM SGI TGA TIFF WEBP".split()
 MOST = 1024                           # no number in a checkpoint's options is larger
 SENTENCE = 300                        # letters of an error's sentence: it may quote a damaged file
+UNWRITTEN = errno.EPIPE, errno.ENOSPC, errno.EFBIG, errno.EIO         # the reader has left, a full disk
 # RuntimeErrors of torch that are the machine's fault; others are the program's, and their traceback tells more
 NO_MEMORY = "DataLoader worker (pid", "CUDA out of memory", "MPS backend out of memory", "[enforce fail at alloc"
 PRIOR = 0.05                          # share of marked pixels that a fresh network expects before training
@@ -630,7 +632,7 @@ def one_way_out(main: Callable[..., int]) -> Callable[..., int]:
                 text += " Did memory run out?"
             elif isinstance(e, io.UnsupportedOperation):
                 text, code = "standard output is closed", 1
-            elif isinstance(e, OSError) and e.errno and not e.filename:     # a full disk; the reader has left
+            elif isinstance(e, OSError) and e.errno in UNWRITTEN:
                 text, code = f"cannot write: {e.strerror}", 1
                 with contextlib.suppress(OSError, ValueError):             # what print still holds goes nowhere
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -223,8 +223,8 @@ def read(item: tuple[dict, int], args: argparse.Namespace, size: int) -> tuple[d
 
 def frames(path: str) -> Iterator[np.ndarray]:
     """At most FRAMES frames spread over a video, each (H, W, 3) uint8 RGB. OSError where there is none."""
-    if not path.isprintable():                # OpenCV crashes on a name that is not UTF-8
-        raise OSError("a video's name must be plain text: rename it")
+    if path.encode("utf-8", "ignore").decode() != path:        # OpenCV crashes on such a name
+        raise OSError("a video's name must be UTF-8: rename it")
     video = cv2.VideoCapture(path)
     n, found = int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0
     # a recording that was cut off does not know its length: then one a second

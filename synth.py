@@ -117,7 +117,12 @@ def take_part(paths: list[str], root: str | Path, held_out: bool) -> list[str]:
 
 @lru_cache(maxsize=None)
 def warn_once(message: str) -> None:
-    print(f"synth.py: {message}", file=sys.stderr)
+    say(message)
+
+
+def say(message: str) -> None:
+    """File names may hold newlines and a terminal's commands; a sentence must not."""
+    print("synth.py:", "".join(c if c.isprintable() else "?" for c in message), file=sys.stderr)
 
 
 def is_too_large(path: str, header: Image.Image) -> bool:
@@ -1313,7 +1318,8 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
     # a stop is the main process's business: it ends the export after the next line, when each worker has
     # finished its samples
     stop = []
-    handlers = {number: signal.signal(number, lambda *_: stop.append(1)) for number in STOP_SIGNALS}
+    handlers = {number: signal.signal(number, lambda *_: stop.append(1)) for number in STOP_SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN}             # as nohup leaves SIGHUP
     pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(0, [signal.SIGINT]))
     try:
         with (out / "meta.jsonl").open("ab+") as f:
@@ -1389,7 +1395,7 @@ def main(argv=None) -> int:
         else:
             export(synth, args.out, args.seed, args.n, args.workers)
     except (ValueError, OSError, MemoryError) as e:
-        print(f"synth.py: {str(e) or 'memory ran out'}", file=sys.stderr)
+        say(str(e) or "memory ran out")
         return 2
     except KeyboardInterrupt:
         print("synth.py: stopped; the same command goes on from here", file=sys.stderr)
