@@ -1298,7 +1298,7 @@ def read_meta(path: Path) -> list[dict]:
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
             if line.endswith(b"\n"):
                 metas.append(meta := json.loads(line))
-                marks = meta["marks"]             # adding and joining raises TypeError for what is of another type
+                marks = meta["marks"]             # to add or to join what is of another type is a TypeError
                 sum([meta["seed"], meta["jpeg"] or 0, *(mark["opacity"] for mark in marks)])
                 "".join([meta["name"], meta["recipe"], *(mark["kind"] + mark["blend"] for mark in marks)])
     except (ValueError, KeyError, TypeError, RecursionError) as e:

@@ -372,7 +372,8 @@ def test_no_link_is_written_through(net, tmp_path):
 # ---------------------------------------------------------------- one way out
 
 @pytest.mark.parametrize("error, code, text", [
-    (ValueError("x\x1b[2Jy\nand more" + "z" * 10**6), 2, r"x\x1b[2Jy"), (ValueError("z" * 10**6), 2, "z" * 300),
+    (ValueError("x\x1b[2Jy\nand more" + "z" * 10**6), 2, r"x\x1b[2Jy"),
+    (ValueError("z" * 10**6), 2, "z" * 300),
     (FileNotFoundError(2, "No such file", "a"), 2, "[Errno 2] No such file: 'a'"),
     (OSError(28, "No space left"), 1, "cannot write: No space left"), (BrokenPipeError(32, "Broken pipe"), 1, None),
     (MemoryError(), 2, "MemoryError"), (KeyboardInterrupt(), 130, "stopped before the end"),
