@@ -1310,6 +1310,8 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
     """The same bytes for any number of workers. A sample is there once its line is in meta.jsonl."""
     for folder in ("images", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+        for left in (out / folder).glob("." + 32 * "[0-9a-f]" + ".tmp"):       # of a kill
+            left.unlink()
     metas = read_meta(out / "meta.jsonl")
     for meta in metas[:1]:
         if (meta["recipe"], meta["seed"]) != (synth.recipe, seed):
