@@ -636,7 +636,7 @@ def one_way_out(main: Callable[..., int]) -> Callable[..., int]:
                 text, code = f"cannot write: {e.strerror}", 1
                 with contextlib.suppress(OSError, ValueError):             # what print still holds goes nowhere
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(e, BrokenPipeError):     # as head does
+            if not isinstance(e, BrokenPipeError):     # head leaves early, and needs no word on it
                 print(f"{name}: {text}", file=sys.stderr)
             return code
     return wrapped

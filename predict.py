@@ -423,8 +423,9 @@ def save(path: str, pixels: np.ndarray) -> None:
 
 def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, n: int,
           pixels: Callable = lambda item: 0) -> Iterator:
-    """map() in threads and in order, n items ahead, or fewer: at once they have the pixels of one picture of
-    MAX_PIXELS, as `pixels` counts them. So memory is bounded, however many there are.
+    """map() in threads and in order, n items ahead: memory is bounded however many there are.
+
+    pixels: item -> how many it has. Fewer are ahead where together they would have more than MAX_PIXELS.
 
     Threads are enough: Pillow, cv2 and torch let go of the GIL while they work.
     """

@@ -55,8 +55,9 @@ COUNTS = {0: 27, 1: 48, 2: 15, 3: 6, 4: 4}        # number of marks -> weight: w
 BLENDS = {"normal": 80, "multiply": 8, "screen": 6, "overlay": 6}      # blend mode -> weight
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp", ".jpg", ".jpeg"), (".ttf", ".otf")
-FORMATS = "BMP JPEG PNG TIFF WEBP".split()        # what files may be, whatever their names; EPS starts a program
+FORMATS = "BMP JPEG PNG TIFF WEBP".split()        # what files may be, by content; EPS starts a program
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+TEMPORARY = "." + 32 * "[0-9a-f]" + ".tmp"        # files before their last name, as a glob; a kill leaves them
 RECIPES = ("default", "reference", "clwd", "logo-l", "logo-h", "logo-gray")
 OWN = "own"                # the default recipe with the given logos alone: no words, no marks but these
 Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of Pillow's error
@@ -1308,18 +1309,16 @@ def read_meta(path: Path) -> list[dict]:
 
 def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
     """The same bytes for any number of workers. A sample is there once its line is in meta.jsonl."""
-    for folder in ("images", "masks"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-        for left in (out / folder).glob("." + 32 * "[0-9a-f]" + ".tmp"):       # of a kill
-            left.unlink()
     metas = read_meta(out / "meta.jsonl")
     for meta in metas[:1]:
         if (meta["recipe"], meta["seed"]) != (synth.recipe, seed):
             raise ValueError(f"{out} holds recipe {meta['recipe']}, seed {meta['seed']}: "
                              "choose another folder")
-    # a stop is the main process's business: it ends the export after the next line, when each worker has
-    # finished its samples
-    stop = []
+    for folder in ("images", "masks"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        for left in (out / folder).glob(TEMPORARY):
+            left.unlink()
+    stop = []                                     # it ends the export after the next line
     handlers = {number: signal.signal(number, lambda *_: stop.append(1)) for number in STOP_SIGNALS
                 if signal.getsignal(number) != signal.SIG_IGN}             # as nohup leaves SIGHUP
     pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(0, [signal.SIGINT]))
@@ -1348,7 +1347,8 @@ def start_worker(worker: int, deaf_to: list[int] = STOP_SIGNALS) -> None:
     """Ctrl-C and SIGTERM often reach the workers too, but the main process decides when they end: it may need
     them to finish its step. When the main process is gone, they end at once.
 
-    deaf_to: a ProcessPoolExecutor ends its workers by SIGTERM itself, where one of them has died.
+    worker: its number, which DataLoader gives. deaf_to: signals that are ignored; not SIGTERM in a
+    ProcessPoolExecutor, which sends it where another worker has died.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN if number in deaf_to else signal.SIG_DFL)
@@ -1356,7 +1356,7 @@ def start_worker(worker: int, deaf_to: list[int] = STOP_SIGNALS) -> None:
 
 
 def end_with_parent() -> None:
-    """torch looks for the parent only while a worker waits for work, and a full pipe keeps one for ever."""
+    """By itself, a worker looks for its parent only while it waits for work: a full pipe keeps it for ever."""
     parent_process().join()
     os._exit(1)
 

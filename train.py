@@ -46,7 +46,7 @@ from eval import (VALIDATION_SEED, Pictures, breakdown, find_layout, folder_sets
                   refuse_pairs, score, summarise)
 from model import (ENCODER, SIZE, build, channels_last, first_line, from_checkpoint, keep_freed_memory,
                    load_checkpoint, one_way_out, pack, pick_amp, pick_device, save_checkpoint)
-from synth import FONT_TYPES, OWN, STOP_SIGNALS, Synth, crop, find_files, start_worker, warn_once
+from synth import FONT_TYPES, OWN, STOP_SIGNALS, TEMPORARY, Synth, crop, find_files, start_worker, warn_once
 
 WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
 MIN_LR = 0.01              # the cosine ends at this share of the peak
@@ -358,7 +358,7 @@ def open_run(out: Path, flags: dict, checkpoint: dict | None) -> Iterator[tuple]
             keep_older_run(out, checkpoint)            # again: another process may just have ended one
             log.truncate(min(size, log.tell()))
             log.seek(0, os.SEEK_END)
-            for left in out.glob("." + 32 * "[0-9a-f]" + ".tmp"):      # of a kill in the middle of a save
+            for left in out.glob(TEMPORARY):           # of a kill in the middle of a save
                 left.unlink()
             (out / "args.json").write_text(json.dumps(flags, indent=2))
             for summary in hparams(flags, dict.fromkeys(METRICS, 0)):      # its tab shows their latest values
