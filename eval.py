@@ -1,136 +1,122 @@
-"""Score a model: IoU, F1, precision, recall and false alarms, with the conventions beside the numbers.
+"""Score a model: IoU, F1, precision, recall and false alarms, each with its definition.
 
-    python eval.py                                          # released weights, generated backgrounds, logos/
-    python eval.py --images photos/ --logos logos/          # the held-out share of your own files
-    python eval.py data/CLWD/test                           # a published test set (see LAYOUTS)
-    python eval.py --weights runs/x/best.pt --recipe default --n 50 --worst 24 --plot breakdown.png
-    python eval.py --compare runs/a/best.pt runs/b/best.pt  # is B better, or only luckier?
-    python eval.py --weights runs/x/best.pt --tune          # find the best threshold, keep it in the file
-    torchrun --nproc-per-node 8 -- eval.py --n 10000        # many GPUs; `--` keeps --n from torchrun
+    python eval.py --n 20                                      # a first look: 20 samples of each recipe
+    python eval.py --images photos/ --logos logos/ --worst 24  # the held-out share of your files; worst.png
+    python eval.py data/CLWD/test                              # a published test set, or one by synth.py
+    python eval.py agency/ --same-mark                         # one mask for all images of one size
+    python eval.py --compare runs/a runs/b --images photos/    # is B better, or only luckier? changed.png
+    python eval.py --weights runs/a --images photos/ --tune    # find the best threshold, keep it in the file
 
-Read top to bottom: metrics, test sets, scoring, tables, drawings, command line. Pictures pass the network one
-at a time and sample i is a pure function of (seed, i), so batches, workers and ranks cannot change a number.
+Read top to bottom: metrics, test sets, scoring, tables, drawing, command line. Images pass the network one by
+one, and sample i is a pure function of (seed, i): no batch and no thread can change a number.
 """
 import argparse
-import contextlib
 import json
 import os
-import signal
 import sys
-from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from multiprocessing import active_children, get_start_method
-from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch.distributed as dist
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from model import (WEIGHTS, default_dilation, dilate, find_weights, first_line, load_checkpoint,
-                   load_image, load_model, one_way_out, open_image, pick_device, predict_prob, printable,
-                   readable, save_checkpoint, to_mask)
-from synth import (MASK_ALPHA, OWN, PHOTO_TYPES, RECIPES, STOP_SIGNALS, Synth, generate_background, read_meta,
-                   read_photo, start_worker)
+from model import (WEIGHTS, default_dilation, dilate, find_weights, first_line, fit, load_checkpoint,
+                   load_image, load_model, one_way_out, open_image, pick_device, predict_prob, predict_probs,
+                   printable, readable, replacing, resize_prob, save_checkpoint, to_mask)
+from synth import OWN, PHOTO_TYPES, RECIPES, Synth, generate_background, read_meta, read_photo
 
-CLEAN_SHARE = 0.001        # a clean picture with more than this share of its pixels marked is a false alarm
+FOUND = 0.5                # a mark counts as found from this IoU on
+CLEAN_SHARE = 0.001        # a clean image with more than this share of its pixels marked is a false alarm
 BOOTSTRAP = 1000           # resamples behind a 95 % interval
 VALIDATION_SEED = 1        # train.py chooses best.pt on these samples, --tune the threshold
 TEST_SEED = 2              # tables are made of these: the same held-out files, other samples
 THRESHOLDS = [k / 20 for k in range(1, 20)]
 TOLERANCE = 0.002          # of IoU, in the choice of a threshold
-DILATIONS = (0, 1, 3, 5, 10)                      # MorphoMod's radii in pixels; predict.py's own beside them
+DILATIONS = (0, 1, 3, 5, 10)           # MorphoMod's radii in pixels; predict.py's own beside them
 PAPER_SIZE = 256           # pixels; SLBR, DENet, ... squash to this square: image bilinear, mask nearest
-WORST = Path("worst.png")
-CURVE = "precision recall dataset_iou iou false_alarm_rate"       # columns of the threshold curve
-RULES = {"default": f"alpha > {MASK_ALPHA:g}", OWN: f"alpha > {MASK_ALPHA:g}", "reference": "alpha > 0",
-         "clwd": "sum abs(J-I) > 15/255", "logo-l": "alpha > 0", "logo-h": "alpha > 0", "logo-gray": "alpha > 0"}
-PUBLISHED = {"reference": ".385 / -, a fork's run", "logo-l": ".696 / .788, DENet",
-             "logo-h": ".797 / .874, DENet", "logo-gray": ".743 / .828, DENet"}
+CHANGED = 12               # images that --compare draws
+SAMPLES = 200              # of each recipe
+READ_AHEAD = 4             # images that are made while the network is at work
+BINS = {"opacity": (0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1), "size": (0, 0.5, 1, 2, 5, 10, 20, 100)}
+PERCENT = {"found", "false_alarm_rate", "fully_covered", "excess_per_image", "excess_per_mark",
+           "false_alarm_rate_of_A", "of_B"}                            # columns; the others have three digits
 DEFINITIONS = f"""\
-IoU, F1: mean over the pictures that have a mark (a miss is 0), [95 % bootstrap interval over pictures].
-Dataset IoU and F1, precision, recall: from the pixels of all pictures of the line together.
-False alarm rate: share of the clean pictures with more than {CLEAN_SHARE:.1%} of their pixels marked. Clean
-pictures are in no mean of IoU or F1 (SLBR counts them 0, smp and Pytorch-UNet 1).
-Mask rule: where the truth is 1; scores under different rules do not compare.
-Published: IoU / F1, * another test set."""
+IoU, F1: mean over the images that have a mark; a miss is 0. [95 % bootstrap interval over images]
+Found: IoU of at least {FOUND}. All marks of an image count as one.
+Dataset IoU, precision, recall: from the pixels of all images of the line together.
+False alarm rate: share of the clean images with more than {CLEAN_SHARE:.1%} of their pixels marked. Clean
+images are in no mean of IoU or F1 (SLBR counts them 0, smp and Pytorch-UNet 1).
+Mask rule: where the truth is 1. Scores under different rules do not compare. Published: on another test set."""
 
 
 # ---------------------------------------------------------------- metrics
 
-def count(mask: np.ndarray, truth: np.ndarray) -> dict[str, int]:
-    """Pixel counts of one picture. mask, truth: the same shape, any dtype, non-zero where marked."""
+def count(mask: np.ndarray, truth: np.ndarray) -> list[int]:
+    """Pixels of one image: tp, fp, fn, all. mask, truth: the same shape, any dtype, non-zero where marked."""
     mask, truth = mask > 0, truth > 0
     tp = int(np.count_nonzero(mask & truth))
-    return {"tp": tp, "fp": int(np.count_nonzero(mask)) - tp, "fn": int(np.count_nonzero(truth)) - tp,
-            "pixels": truth.size}
+    return [tp, int(np.count_nonzero(mask)) - tp, int(np.count_nonzero(truth)) - tp, truth.size]
 
 
-def ratios(counts: dict) -> dict[str, float]:
-    """Of one picture's counts, or of a sum. NaN where the truth is empty, or there is nothing to divide."""
-    tp, fp, fn = (counts[k] for k in ("tp", "fp", "fn"))
-    parts = {"iou": (tp, tp + fp + fn), "f1": (2 * tp, 2 * tp + fp + fn), "precision": (tp, tp + fp),
-             "recall": (tp, tp + fn), "excess_per_mark": (fp, tp + fn)}
-    return {name: a / b if b and tp + fn else float("nan") for name, (a, b) in parts.items()}
+def is_marked(counts: np.ndarray) -> np.ndarray:
+    return counts[..., 0] + counts[..., 2] > 0
 
 
-def is_marked(row: dict) -> bool:
-    return row["tp"] + row["fn"] > 0
+def ratios(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """counts (..., 4) of images, or a sum -> each metric (...). NaN where the truth or a divisor is empty."""
+    tp, fp, fn, pixels = np.moveaxis(np.where(is_marked(counts)[..., None], counts, np.nan), -1, 0)
+    with np.errstate(invalid="ignore"):
+        return {"iou": tp / (tp + fp + fn), "f1": 2 * tp / (2 * tp + fp + fn), "precision": tp / (tp + fp),
+                "recall": tp / (tp + fn), "excess_per_image": fp / pixels, "excess_per_mark": fp / (tp + fn)}
 
 
-def is_false_alarm(row: dict) -> bool:
-    return not is_marked(row) and row["fp"] / row["pixels"] > CLEAN_SHARE
+def quality(counts: np.ndarray) -> np.ndarray:
+    """IoU of a marked image; of a clean one 0 for a false alarm, else 1."""
+    silent = counts[..., 1] <= CLEAN_SHARE * counts[..., 3]
+    return np.where(is_marked(counts), ratios(counts)["iou"], silent)
 
 
-def mean(values: list) -> float:
-    return float(np.mean(values)) if values else float("nan")
-
-
-def interval(values: list) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean; always the same resamples, so a number can be reproduced."""
-    if not values:
-        return float("nan"), float("nan")
+def mean(values: np.ndarray) -> tuple[float, float, float]:
+    """-> mean and its 95 % percentile bootstrap interval, NaN of nothing. The resamples are always the same."""
+    if not len(values):
+        return 3 * (float("nan"),)
     chosen = np.random.default_rng(0).integers(len(values), size=(BOOTSTRAP, len(values)))
-    low, high = np.percentile(np.asarray(values, float)[chosen].mean(1), (2.5, 97.5)).tolist()
-    return low, high
+    return float(np.mean(values)), *np.percentile(values[chosen].mean(1), (2.5, 97.5)).tolist()
 
 
-def summarise(rows: list[dict]) -> dict[str, float]:
-    """Counts of many pictures -> the metrics, as DEFINITIONS has them. NaN where there is nothing to divide.
+def summarise(counts: np.ndarray) -> dict[str, float]:
+    """(n, 4) counts of n images -> the metrics, as DEFINITIONS has them. NaN where there is nothing to divide.
 
-    fully_covered: share of the marked pictures without a missed pixel. excess: what is marked outside the
-    truth, as a share of the picture (mean) and of the truth (dataset). Each mean has its _low and _high.
+    fully_covered: share of the marked images without a missed pixel. excess: what is marked outside the truth,
+    as a share of the image (mean) and of the truth (dataset). Each mean has its _low and _high.
     """
-    marked, clean = [r for r in rows if is_marked(r)], [r for r in rows if not is_marked(r)]
-    dataset = ratios({k: sum(r[k] for r in rows) for k in ("tp", "fp", "fn")})
-    each = [ratios(r) for r in marked]
-    means = {"iou": [r["iou"] for r in each], "f1": [r["f1"] for r in each],
-             "recall_per_picture": [r["recall"] for r in each],
-             "fully_covered": [r["fn"] == 0 for r in marked],
-             "excess_per_picture": [r["fp"] / r["pixels"] for r in marked],
-             "false_alarm_rate": [is_false_alarm(r) for r in clean]}
+    counts = np.reshape(counts, (-1, 4))
+    marked, clean = counts[is_marked(counts)], counts[~is_marked(counts)]
+    each, dataset = ratios(marked), ratios(counts.sum(0))
+    means = {"iou": each["iou"], "f1": each["f1"], "found": each["iou"] >= FOUND,
+             "recall_per_image": each["recall"], "fully_covered": marked[:, 2] == 0,
+             "excess_per_image": each["excess_per_image"], "false_alarm_rate": quality(clean) == 0}
     summary = {"n_marked": len(marked), "n_clean": len(clean)}
     for name, values in means.items():
-        summary[name], (summary[f"{name}_low"], summary[f"{name}_high"]) = mean(values), interval(values)
-    return summary | {"dataset_iou": dataset["iou"], "dataset_f1": dataset["f1"], "recall": dataset["recall"],
-                      "precision": dataset["precision"], "excess_per_mark": dataset["excess_per_mark"]}
-
-
-def summarise_curve(rows: list[dict]) -> dict[float, dict]:
-    """threshold -> metrics of the plain mask."""
-    return {t: summarise([r["curve"][k] for r in rows]) for k, t in enumerate(THRESHOLDS)}
+        summary[name], summary[f"{name}_low"], summary[f"{name}_high"] = mean(values)
+    return summary | {"dataset_iou": float(dataset["iou"]), "dataset_f1": float(dataset["f1"]),
+                      **{name: float(dataset[name]) for name in ("precision", "recall", "excess_per_mark")}}
 
 
 def best_threshold(curve: dict[float, dict]) -> float:
-    """Of the thresholds whose per-image IoU is within TOLERANCE of the best one's, since less is noise, those
-    with the fewest false alarms; of them the lowest, which has the highest recall. For validation samples,
-    never for a test. ValueError where no picture has a mark."""
+    """Among the thresholds with nearly the best IoU, the one with the fewest false alarms.
+
+    Of equal ones the lowest, since it has the highest recall. ValueError where no image has a mark.
+    """
     if not curve[0.5]["n_marked"]:
         raise ValueError("no sample has a mark, so no threshold is better than another: raise --n")
     best = max(scores["iou"] for scores in curve.values())
@@ -138,79 +124,59 @@ def best_threshold(curve: dict[float, dict]) -> float:
     return min(good, key=lambda t: (np.nan_to_num(curve[t]["false_alarm_rate"]), t))    # NaN: no clean sample
 
 
-def summarise_dilation(rows: list[dict]) -> dict[str, dict]:
-    """radius -> metrics. An inpainting tool asks: is every marked pixel covered, how much else is lost?"""
-    marked = [r for r in rows if is_marked(r)]
-    return {str(d): summarise([r["dilated"][k] for r in marked])
-            for k, d in enumerate((*DILATIONS, "default"))}
-
-
-BINS = {"opacity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1), "size": (0, 0.5, 1, 2, 5, 10, 20, 100),
-        "kind": None, "blend": None, "jpeg": (0, 50, 70, 85, 100)}
-
-
 def traits(row: dict) -> dict:
-    """What a picture is sorted by, None where it cannot be: its mark if exactly one, size in %, last JPEG."""
-    marks, jpeg = row["meta"].get("marks", []), row["meta"].get("jpeg", 0)
+    """What an image is sorted by: size of the truth in % of the image; opacity and kind if it has one mark."""
+    marks, (tp, _, fn, pixels) = row["meta"].get("marks", []), row["counts"][0].tolist()
     one = marks[0] if len(marks) == 1 else {}
-    return {"opacity": one.get("opacity"), "size": 100 * (row["tp"] + row["fn"]) / row["pixels"],
-            "kind": one.get("kind"), "blend": one.get("blend"),
-            "jpeg": "none" if jpeg is None else jpeg or None}
+    return {"opacity": one.get("opacity"), "size": 100 * (tp + fn) / pixels, "kind": one.get("kind")}
 
 
 def breakdown(rows: list[dict]) -> dict[str, dict]:
-    """"axis/bin" -> metrics of the marked pictures there, each axis in rising order, empty bins left out."""
-    bins = {}
-    for row in filter(is_marked, rows):
-        for place, (axis, value) in enumerate(traits(row).items()):
-            if isinstance(value, str):
-                bins.setdefault((place, -1, f"{axis}/{value}"), []).append(row)
-            elif value is not None:
-                edges = BINS[axis]
-                k = min(max(bisect_right(edges, value) - 1, 0), len(edges) - 2)
-                bins.setdefault((place, k, f"{axis}/{edges[k]:g}-{edges[k + 1]:g}"), []).append(row)
-    return {key[-1]: summarise(bins[key]) for key in sorted(bins)}
+    """"opacity/0.2-0.3", ... -> metrics of the marked images there, empty bins left out."""
+    marked, bins = [(traits(row), row["counts"][0]) for row in rows if is_marked(row["counts"][0])], {}
+    for axis, edges in BINS.items():
+        for low, high in zip(edges, edges[1:]):
+            bins[f"{axis}/{low:g}-{high:g}"] = [c for t, c in marked if low < (t[axis] or -1) <= high]
+    for kind in sorted({t["kind"] for t, _ in marked} - {None}):
+        bins[f"kind/{kind}"] = [c for t, c in marked if t["kind"] == kind]
+    return {name: summarise(counts) for name, counts in bins.items() if counts}
 
 
-def compare(rows_a: list[dict], rows_b: list[dict]) -> dict:
-    """Two models, or two thresholds, on the same pictures: paired, so how hard a picture is cancels out."""
-    a, b = summarise(rows_a), summarise(rows_b)
-    differences = [ratios(y)["iou"] - ratios(x)["iou"] for x, y in zip(rows_a, rows_b) if is_marked(x)]
-    low, high = interval(differences)
-    return {"n_marked": len(differences), "iou_A": a["iou"], "iou_B": b["iou"],
-            "B_minus_A": mean(differences), "B_minus_A_low": low, "B_minus_A_high": high,
-            "better": "B" if low > 0 else "A" if high < 0 else "not shown" if differences else "-",
-            "A_false_alarm_rate": a["false_alarm_rate"], "B_false_alarm_rate": b["false_alarm_rate"]}
+def compare(a: np.ndarray, b: np.ndarray) -> dict:
+    """(n, 4) counts of two models on the same images. Paired, so that how hard an image is cancels out."""
+    ious = [ratios(counts)["iou"][is_marked(a)] for counts in (a, b)]
+    difference, low, high = mean(ious[1] - ious[0])
+    alarms = [summarise(counts)["false_alarm_rate"] for counts in (a, b)]
+    return {"n_marked": len(ious[0]), "iou_of_A": mean(ious[0])[0], "iou_of_B": mean(ious[1])[0],
+            "B_minus_A": difference, "B_minus_A_low": low, "B_minus_A_high": high,
+            "better": "B" if low > 0 else "A" if high < 0 else "not shown" if len(ious[0]) else "-",
+            "false_alarm_rate_of_A": alarms[0], "of_B": alarms[1]}
 
 
 # ---------------------------------------------------------------- test sets
 
+@dataclass
 class Pictures(Dataset):
     """A test set. make(i) -> image (H, W, 3) uint8 RGB, truth (H, W) uint8 {0, 1}, meta with `name`, `notes`.
 
-    Image and truth are None where a picture is skipped. make is a partial of a function below: picklable.
+    Image and truth are None where an image is skipped. make is a partial of a function below: picklable.
     """
-
-    def __init__(self, name: str, rule: str, n: int, make, published: str = ""):
-        self.name, self.rule, self.n, self.make, self.published = name, rule, n, make, published or "-"
+    name: str
+    rule: str                                     # where the truth is 1
+    n: int
+    make: Callable
+    published: str = "-"                          # IoU and F1
 
     def __len__(self) -> int:
         return self.n
 
     def __getitem__(self, i: int):
-        cv2.setNumThreads(0)                      # in a worker, OpenCV's threads only fight each other
         return self.make(i)
 
 
 def make_marked(synth: Synth, i: int):
     image, mask, meta = synth.make_sample(synth.seed, i)                          # (3, H, W), (1, H, W)
     return np.ascontiguousarray(image.transpose(1, 2, 0)), mask[0], meta | {"name": str(i), "notes": []}
-
-
-def marked_set(synth: Synth, n: int) -> Pictures:
-    """The first n samples of a Synth."""
-    published = PUBLISHED[synth.recipe] + " *" if synth.recipe in PUBLISHED else ""
-    return Pictures(synth.recipe, RULES[synth.recipe], n, partial(make_marked, synth), published)
 
 
 def make_clean(synth: Synth, i: int):
@@ -223,14 +189,19 @@ def make_clean(synth: Synth, i: int):
     return image, np.zeros(image.shape[:2], np.uint8), {"name": name, "notes": []}
 
 
+def marked_set(synth: Synth, n: int) -> Pictures:
+    """The first n samples of a Synth."""
+    rule, published = RECIPES["default" if synth.recipe == OWN else synth.recipe]
+    return Pictures(synth.recipe, rule, n, partial(make_marked, synth), published)
+
+
 def synthetic_sets(images: Path | None, logos: Path, recipe: str | None, n: int, seed: int) -> list[Pictures]:
-    sets = []
-    for name in [recipe] if recipe else RECIPES:
-        synth = Synth(images, logos, name, held_out=True, seed=seed)
-        refuse_pairs(synth.photos)
-        sets.append(marked_set(synth, n))
+    names = [recipe] if recipe else RECIPES
+    first, *others = (Synth(images, logos, name, held_out=True, seed=seed) for name in names)
+    refuse_pairs(first.photos)
+    sets = [marked_set(synth, n) for synth in (first, *others)]
     if recipe in (None, "default", OWN):          # all held-out photos, not only the samples left clean
-        sets.append(Pictures("clean photos", "-", len(synth.photos) or n, partial(make_clean, synth)))
+        sets.append(Pictures("clean photos", "-", len(first.photos) or n, partial(make_clean, first)))
     return sets
 
 
@@ -264,7 +235,7 @@ def refuse_pairs(photos: list[str]) -> None:
 def folder_sets(folder: Path, most: int | None = None) -> list[Pictures]:
     """A data set on disk, at full size and in the papers' convention. ValueError where no layout fits.
 
-    most: as many pictures, spread evenly over all.
+    most: as many images, spread evenly over all.
     """
     layout = find_layout(folder)
     if layout is None:
@@ -323,95 +294,94 @@ def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
 
 # ---------------------------------------------------------------- scoring
 
-def score(net: nn.Module, pictures: Pictures, radius: int = 0, rank: int = 0, world: int = 1,
+def score(net: nn.Module, pictures: Pictures, radius: int = 0, shared: dict | None = None,
           keep: int | None = None, stop: list = ()) -> list[dict]:
-    """A row for every picture, in order: meta, and unless it was skipped the counts of its mask dilated by
-    radius, and under `curve` and `dilated` those at THRESHOLDS and DILATIONS.
+    """A row for every image, in order: index, meta and counts, which are None where the image was skipped.
 
-    keep: for train.py, in place of `curve` and `dilated` the first `keep` rows have image, truth and
-    probabilities under `maps`. stop: once it holds something, no further picture is scored.
-    Pictures are made in workers beside the network. Rank r scores every world-th; all ranks return all rows.
+    counts (n, 4): of the mask dilated by radius, then at each of THRESHOLDS, then at each of DILATIONS and at
+    predict.py's own. shared: see share_probs. keep: for train.py; counts have the first line alone, and the
+    first `keep` rows image, truth and probabilities under `maps`. stop: once it holds something, no further
+    image is scored.
     """
-    share = range(rank, len(pictures), world)
-    workers = min(max((os.cpu_count() or 1) // world - 1, 0), len(share) // 8)
-    loader = DataLoader(Subset(pictures, share), batch_size=None, num_workers=workers, collate_fn=tuple,
-                        worker_init_fn=start_worker)
     was, rows = net.training, []
     net.eval()
-    with closing(iterate(loader)) as made:
-        bar = tqdm(made, desc=pictures.name, total=len(share), unit="picture", leave=False, disable=None)
-        for i, (image, truth, meta) in zip(share, bar):
-            if stop:
-                break
-            rows.append({"index": i, "meta": meta})
-            if image is None:
-                continue
-            prob = predict_prob(net, image)                                       # (H, W) float32
-            plain = to_mask(prob, net.threshold, 0)
-            rows[-1] |= count(dilate(plain, radius), truth)
-            if keep is None:
-                radii = (*DILATIONS, default_dilation(*truth.shape))
-                rows[-1]["curve"] = [count(to_mask(prob, t, 0), truth) for t in THRESHOLDS]
-                rows[-1]["dilated"] = [count(dilate(plain, d), truth) for d in radii]
-            elif i < keep:
-                rows[-1]["maps"] = image, truth, prob
+    for i, (image, truth, meta) in enumerate(ahead(pictures)):
+        if stop:
+            break
+        rows.append({"index": i, "meta": meta, "counts": None})
+        if image is None:
+            continue
+        prob = prob_of(net, image, shared)                                        # (H, W) float32
+        plain = to_mask(prob, net.threshold, 0)
+        masks = [dilate(plain, radius)]
+        if keep is None:
+            masks += [to_mask(prob, threshold, 0) for threshold in THRESHOLDS]
+            masks += [dilate(plain, r) for r in (*DILATIONS, default_dilation(*truth.shape))]
+        elif i < keep:
+            rows[-1]["maps"] = image, truth, prob
+        rows[-1]["counts"] = np.array([count(mask, truth) for mask in masks])
     net.train(was)
-    if world > 1:
-        parts = [None] * world
-        dist.all_gather_object(parts, rows)
-        rows = sorted(sum(parts, []), key=lambda row: row["index"])
     return rows
 
 
-def iterate(loader: DataLoader) -> Iterator:
-    """What the loader yields. When closed, or at an error, it ends the workers: else they live as long as the
-    error's traceback, and Python waits for them for ever."""
-    others, batches = active_children(), None
-    try:
-        with stops_blocked():
-            batches = iter(loader)
-        yield from batches
-    except (OSError, ValueError, RuntimeError) as e:
-        text = str(e).strip()
-        if "DataLoader worker process" not in text:    # a worker's own error comes with its traceback
-            raise
-        raise OSError(text.splitlines()[-1].split(": ", 1)[-1]) from e
-    finally:
-        if batches and loader.num_workers:
-            batches._shutdown_workers()           # torch has no public name for it
-        for left in set(active_children()) - set(others):
-            left.kill()                           # stuck in a sample, or of a start that failed half-way
+def prob_of(net: nn.Module, image: np.ndarray, shared: dict | None) -> np.ndarray:
+    return resize_prob(shared[image.shape], *image.shape[:2]) if shared else predict_prob(net, image)
 
 
-@contextmanager
-def stops_blocked() -> Iterator[None]:
-    """Processes that start here are deaf to STOP_SIGNALS before start_worker runs; this one hears them later."""
-    if not hasattr(signal, "pthread_sigmask"):    # Windows
-        yield
-        return
-    if get_start_method() != "fork":              # others need it, and its own start would unblock Ctrl-C
-        ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def share_probs(net: nn.Module, pictures: Pictures) -> dict[tuple, np.ndarray]:
+    """--same-mark: shape -> the map of all images of this shape, at the network's own resolution.
+
+    It is the root mean square of their maps, as in predict.py.
+    """
+    squares = {}
+    for image, _, _ in ahead(pictures):
+        if image is not None:
+            prob, = predict_probs(net, [fit(image, net.size)])
+            total, n = squares.get(image.shape, (0, 0))
+            squares[image.shape] = total + prob ** 2, n + 1
+    sizes = [f"{n} of {shape[1]}x{shape[0]}" for shape, (_, n) in squares.items()]
+    print(f"images that share a mask: {', '.join(sizes[:20])}{', ...' * (len(sizes) > 20)}", file=sys.stderr)
+    return {shape: np.sqrt(total / n) for shape, (total, n) in squares.items()}
+
+
+def ahead(pictures: Pictures) -> Iterator[tuple]:
+    """The images in order, made by a thread beside the network. One thread: a Synth keeps what it made last."""
+    window = deque()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for i in tqdm(range(len(pictures)), pictures.name, unit="image", leave=False, disable=None):
+                while len(window) <= min(READ_AHEAD, len(pictures) - 1 - i):
+                    window.append(pool.submit(pictures.__getitem__, i + len(window)))
+                yield window.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 # ---------------------------------------------------------------- tables
 
+def tables(sets: list[Pictures], counts: list[np.ndarray]) -> dict:
+    """counts: of each set (n, masks, 4), masks as score() has them -> what --json and print_report tell.
+
+    Dilation is of the first set, curves of the first and the last, which may be the clean photos.
+    """
+    first, radii = counts[0][is_marked(counts[0][:, 0])], (*DILATIONS, "default")
+    return {"sets": {s.name: summarise(c[:, 0]) | {"n_skipped": len(s) - len(c), "mask_rule": s.rule,
+                                                   "published": s.published} for s, c in zip(sets, counts)},
+            "dilation": {str(d): summarise(first[:, 1 + len(THRESHOLDS) + k]) for k, d in enumerate(radii)},
+            "curves": {s.name: {t: summarise(c[:, 1 + k]) for k, t in enumerate(THRESHOLDS)}
+                       for s, c in ((sets[0], counts[0]), (sets[-1], counts[-1])) if len(c)}}
+
+
 def print_table(title: str, table: dict, columns: str) -> None:
     """Markdown, aligned. table: name of a line -> its values; columns: their keys, separated by blanks."""
     def cell(values: dict, key: str) -> str:
-        value = values[key]
-        if isinstance(value, (str, int)):
+        value, form = values[key], ".1%" if key in PERCENT else ".3f"
+        if not isinstance(value, float):
             return str(value)
         if value != value:                        # NaN
             return "-"
-        numbers = [value, *(values[f"{key}_{end}"] for end in ("low", "high") if f"{key}_{end}" in values)]
-        percent = key.endswith(("rate", "covered")) or key.startswith("excess")
-        value, *ends = (f"{100 * v:.1f}" if percent else f"{v:.3f}" for v in numbers)
-        return value + " %" * percent + (f" [{', '.join(ends)}]" if ends else "")
+        ends = [format(values[key + end], form) for end in ("_low", "_high") if key + end in values]
+        return format(value, form) + (f" [{', '.join(ends)}]" if ends else "")
 
     keys = columns.split()
     lines = [[title, *(key.replace("_", " ").replace("iou", "IoU").replace("f1", "F1") for key in keys)]]
@@ -424,159 +394,40 @@ def print_table(title: str, table: dict, columns: str) -> None:
     print()
 
 
-def print_report(report: dict) -> None:
-    first = next(iter(report["sets"]))
-    print_table("test set", report["sets"], "n_marked iou f1 dataset_iou dataset_f1 precision recall "
+def print_report(report: dict, counts: np.ndarray, more: bool) -> None:
+    """First what a person wants to know, then the metrics; the other tables only if asked for."""
+    marked = is_marked(counts)
+    if marked.any():
+        print(f"It found {(quality(counts[marked]) >= FOUND).sum()} of {marked.sum()} marks.")
+    if not marked.all():
+        alarms = (quality(counts[~marked]) == 0).sum()
+        print(f"It marked something on {alarms} of {(~marked).sum()} clean images.")
+    print_table("test set", report["sets"], "n_marked found iou f1 dataset_iou precision recall "
                 "false_alarm_rate n_clean mask_rule published")
     print(DEFINITIONS)
-    print(f"\nOf {first}: by what matters. Opacity, kind and blend are of pictures with exactly one mark;\n"
-          "size is the truth in % of the picture, jpeg its last quality.")
-    print_table("pictures", report["breakdown"], "n_marked iou recall precision")
-    print(f"Of {first}, marked pictures only: dilation in pixels "
-          "(default: predict.py's, which grows with the picture).\n"
-          "Fully covered: share of the pictures without a missed pixel. Excess: what is marked outside the\n"
-          "truth, as a share of the picture, and of the mark.")
+    if not more:
+        return
+    print_table("images", report["breakdown"], "n_marked found iou recall precision")
+    print("Opacity and kind are of images with exactly one mark; size is the truth in % of the image.")
     print_table("dilate", report["dilation"],
-                "recall recall_per_picture fully_covered excess_per_picture excess_per_mark")
-    print(f"Of {first}: the plain mask at other thresholds. "
-          "To choose one is --tune's work, on validation samples.")
-    print_table("threshold", report["curve"], CURVE)
+                "recall recall_per_image fully_covered excess_per_image excess_per_mark")
+    print("Marked images only. Dilation in pixels; default is predict.py's, which grows with the image. Fully\n"
+          "covered: share of the images without a missed pixel. Excess: what is marked outside the truth.")
+    for name, curve in report["curves"].items():
+        print_table(f"{name} at threshold", curve, "iou precision recall false_alarm_rate"
+                    if curve[0.5]["n_marked"] else "false_alarm_rate n_clean")
+    print("The plain mask at other thresholds. To choose one is --tune's work, on validation samples.")
 
 
 def list_pictures(sets: list[Pictures], results: list[list[dict]]) -> Iterator[dict]:
-    """What --json tells of every picture of every set; a skipped one has no scores, and its notes say why."""
+    """What --json tells of every image of every set; a skipped one has no scores, and its notes say why."""
     for pictures, rows in zip(sets, results):
         for row in rows:
-            counts = {key: row[key] for key in ("tp", "fp", "fn", "pixels") if key in row}
-            scores = counts | ratios(row) | traits(row) if counts else {}
+            scores = {}
+            if row["counts"] is not None:
+                scores = dict(zip(("tp", "fp", "fn", "pixels"), row["counts"][0].tolist())) | traits(row)
+                scores |= {name: float(value) for name, value in ratios(row["counts"][0]).items()}
             yield {"set": pictures.name, "name": row["meta"]["name"], **scores, "notes": row["meta"]["notes"]}
-
-
-# ---------------------------------------------------------------- drawings
-
-def draw_worst(net: nn.Module, pictures: Pictures, rows: list[dict], n: int, radius: int) -> Image.Image:
-    """The n lowest IoU (a false alarm is 0, a clean picture left clean 1), of equals the most wrong pixels.
-
-    Two columns of image, truth, prediction under a line that says so; wrongly marked pixels are red.
-    """
-    def quality(row: dict) -> tuple:
-        return (ratios(row)["iou"] if is_marked(row) else float(not is_false_alarm(row)),
-                -row["fp"] - row["fn"])
-
-    worst, cell = sorted(rows, key=quality)[:n], 256              # pixels
-    sheet = Image.new("RGB", (6 * cell, 20 + -(-len(worst) // 2) * (cell + 16)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    draw.text((0, 2), f"{pictures.name}, the {len(worst)} worst of {len(rows)}: image, truth, prediction "
-              "(white: right, red: wrongly marked)", "black", font)
-    for k, row in enumerate(worst):
-        x, y = k % 2 * 3 * cell, 20 + k // 2 * (cell + 16)
-        image, truth, meta = pictures[row["index"]]
-        mask = to_mask(predict_prob(net, image), net.threshold, radius)
-        prediction = np.repeat(mask[..., None], 3, axis=2)                        # (H, W, 3)
-        prediction[(mask > 0) & (truth == 0)] = 230, 60, 40
-        for j, picture in enumerate((image, np.repeat(truth[..., None] * 255, 3, axis=2), prediction)):
-            thumb = Image.fromarray(picture)
-            thumb.thumbnail((cell - 4, cell - 4))
-            sheet.paste(thumb, (x + j * cell, y + 16))
-        scores = f"clean, {row['fp']} pixels marked"
-        if is_marked(row):
-            scores = "IoU {iou:.2f}, F1 {f1:.2f}".format(**ratios(row))
-        marks = [f"{m['kind']} {m['opacity']:.2f} {m['blend']}" for m in meta.get("marks", [])]
-        draw.text((x, y), "   ".join([f"{meta['name']}: {scores}", *marks])[:120], "black", font)
-    return sheet
-
-
-def draw_breakdown(table: dict[str, dict], title: str) -> Image.Image:
-    """The IoU of every bin as a bar, with its 95 % interval as a line."""
-    left, scale, step = 140, 480, 20                              # pixels
-    picture = Image.new("RGB", (left + scale + 120, step * (len(table) + 2)), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    for tick in range(0, 11, 2):
-        x = left + scale * tick // 10
-        draw.line((x, 2 * step, x, picture.height), (220, 220, 220))
-        draw.text((x, 1.5 * step), f"IoU {tick / 10}", "black", font, anchor="mm")
-    draw.text((picture.width // 2, step / 2), f"{title}: mean IoU by what matters, 95 % interval",
-              "black", font, anchor="mm")
-    previous = ""
-    for k, (name, values) in enumerate(table.items(), 2):
-        y, axis = k * step + step // 2, name.split("/")[0]
-        if axis != previous:
-            draw.line((0, k * step, picture.width, k * step), (170, 170, 170))
-        previous = axis
-        end, low, high = (left + scale * values[key] for key in ("iou", "iou_low", "iou_high"))
-        draw.rectangle((left, y - 6, end, y + 6), (90, 135, 195))
-        draw.line((low, y, high, y), (20, 30, 50), 2)
-        draw.text((left - 8, y), name, "black", font, anchor="rm")
-        draw.text((left + scale + 10, y), f"{values['iou']:.3f}  (n {values['n_marked']})",
-                  "black", font, anchor="lm")
-    return picture
-
-
-# ---------------------------------------------------------------- command line
-
-IDLE = {"compare": "weights tune worst plot",                 # a flag, and what would do nothing beside it
-        "tune": "folder threshold dilate seed json worst plot", "folder": "images logos recipe n seed"}
-
-
-def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    # on what
-    add("folder", nargs="?", type=Path, help="a data set's split on disk (default: held-out samples)")
-    add("--images", type=Path, help="photos; the held-out share (default: generated backgrounds)")
-    add("--logos", type=Path, default=Path(__file__).parent / "logos",
-        help="logos and fonts; the held-out share (default: %(default)s)")
-    add("--recipe", choices=(*RECIPES, OWN), help="only this one; own: the default with the logos of --logos "
-        "and nothing else (default: all the others)")
-    add("--n", type=int, default=200, help="samples of each recipe; fewer are faster (default: %(default)s)")
-    add("--seed", type=int, default=TEST_SEED,
-        help=f"other samples; {VALIDATION_SEED} is validation, no test (default: %(default)s)")
-    # which masks
-    add("--weights", type=find_weights, default=WEIGHTS,
-        help="a checkpoint, a run's folder or a release (default: %(default)s)")
-    add("--compare", nargs=2, type=find_weights, metavar=("A", "B"), help="two weights on the same pictures")
-    add("--threshold", type=float, help="probability that marks a pixel (default: the weights' own)")
-    add("--dilate", type=int, default=0, help="radius in pixels, before scoring (default: %(default)s)")
-    add("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
-    # what else is done
-    add("--tune", action="store_true",
-        help="store in --weights the threshold of the best IoU on validation samples")
-    add("--json", type=Path, metavar="FILE",
-        help="what the tables say, and every picture's scores; of a skipped one, why")
-    add("--worst", type=int, metavar="N", help=f"draw the N worst of the first line to {WORST}")
-    add("--plot", type=Path, metavar="FILE", help="draw the breakdown (.png)")
-    args = parser.parse_args(argv)
-    if (args.n < 1 or args.worst is not None and args.worst < 1 or args.dilate < 0 or args.seed < 0
-            or args.threshold is not None and not 0 < args.threshold < 1):
-        raise ValueError("--n and --worst must be at least 1, --dilate and --seed at least 0, "
-                         "--threshold between 0 and 1")
-    given = {key for key, value in vars(args).items() if value != parser.get_default(key)}
-    for flag in given & set(IDLE):
-        if idle := " ".join(f"--{key}" for key in IDLE[flag].split() if key in given):
-            sentence = f"beside --{flag}, {idle} would do nothing: leave one out"
-            raise ValueError(sentence.replace("--folder", "a folder"))
-    if args.plot and args.plot.suffix.lower() not in PHOTO_TYPES:
-        raise ValueError(f"--plot {args.plot} is no picture's name: call it breakdown.png")
-    return args
-
-
-def check_outputs(args: argparse.Namespace, outputs: list[Path]) -> None:
-    """OSError or ValueError where one cannot be written, or is an input: now, not minutes later."""
-    weights = [path.resolve() for path in args.compare or [args.weights]]
-    inputs = [folder.resolve() for folder in (args.folder, args.images, args.logos) if folder]
-    if len(set(outputs)) < len(outputs):
-        raise ValueError("one file is named for two outputs")
-    for path in outputs:
-        new, place = not path.exists(), path.resolve()
-        read = path.suffix.lower() != ".json"     # which is nothing that is read
-        if place in weights or not new and read and any(folder in place.parents for folder in inputs):
-            raise ValueError(f"{path} is an input and is not overwritten: choose another name or folder")
-        path.open("ab").close()                   # its OSError says what is wrong
-        if new:
-            path.unlink()
-    if args.tune and not os.access(args.weights.parent, os.W_OK):
-        raise ValueError(f"--tune stores the threshold in {args.weights}, and its folder is read-only")
 
 
 def report_notes(rows: list[dict]) -> dict[str, list[str]]:
@@ -588,86 +439,187 @@ def report_notes(rows: list[dict]) -> dict[str, list[str]]:
     for note, names in notes.items():
         print(printable(f"{note}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})"),
               file=sys.stderr)
-    if skipped := sum("tp" not in row for row in rows):
+    if skipped := sum(row["counts"] is None for row in rows):
         print(f"{skipped} of {len(rows)} pictures were skipped and have no score", file=sys.stderr)
     return notes
 
 
-def run(args: argparse.Namespace, rank: int, world: int) -> int:
-    device, why = pick_device(args.device)
-    nets = [load_model(path, device) for path in args.compare or [args.weights]]
-    for net in nets:
-        net.threshold = args.threshold or net.threshold
-    outputs = list(filter(None, (args.json, args.plot, args.worst and WORST)))
-    if rank == 0:
-        check_outputs(args, outputs)
-    if args.folder:
-        sets = folder_sets(args.folder)
-    elif args.tune:
-        sets = synthetic_sets(args.images, args.logos, args.recipe or "default", args.n, VALIDATION_SEED)[:1]
-    else:
-        sets = synthetic_sets(args.images, args.logos, args.recipe, args.n, args.seed)
-    print(f"{device}: {why}", file=sys.stderr)
-    if not args.images and not args.folder:
-        print(f"no --images: generated backgrounds with the held-out part of {args.logos}; "
-              "photos are the test", file=sys.stderr)
-    results = [[score(net, pictures, args.dilate, rank, world) for pictures in sets] for net in nets]
-    if rank:
-        return 0
+# ---------------------------------------------------------------- drawing
 
-    # both sets of a folder are of the same files
-    all_rows = results[0][0] if args.folder else sum(results[0], [])
-    notes, skipped = report_notes(all_rows), any("tp" not in row for row in all_rows)
-    scored = [[[row for row in rows if "tp" in row] for rows in part] for part in results]
-    rows = scored[0][0]
-    if not rows:
-        raise ValueError("not one picture could be scored")
-    if args.tune:
-        curve = summarise_curve(rows)
-        best = best_threshold(curve)
-        print_table("threshold", curve, CURVE)
-        save_checkpoint(load_checkpoint(args.weights) | {"threshold": best}, args.weights)
-        print(f"threshold {best} is stored in {args.weights}, in place of {nets[0].threshold}")
-        return int(skipped)
-    report = {"flags": vars(args), "thresholds": [net.threshold for net in nets], "notes": notes}
-    if args.compare:
-        report["comparison"] = {s.name: compare(a, b) for s, a, b in zip(sets, *scored)}
-        print_table("test set", report["comparison"],
-                    "n_marked iou_A iou_B B_minus_A better A_false_alarm_rate B_false_alarm_rate")
-        print("Mean IoU on the same pictures, [95 % paired bootstrap interval]; "
-              "better: whose side of 0 it lies on.")
-    else:
-        report |= {"sets": {s.name: summarise(part) | {"n_skipped": len(s) - len(part), "mask_rule": s.rule,
-                                                       "published": s.published}
-                            for s, part in zip(sets, scored[0])},
-                   "breakdown": breakdown(rows), "dilation": summarise_dilation(rows),
-                   "curve": summarise_curve(rows), "pictures": list(list_pictures(sets, results[0]))}
-        print_report(report)
-    if args.json:                                 # NaN is no JSON
-        plain = json.loads(json.dumps(report, default=str), parse_constant=lambda _: None)
-        args.json.write_text(json.dumps(plain, indent=1))
-    if args.plot:
-        draw_breakdown(report["breakdown"], sets[0].name).save(args.plot)
-    if args.worst:
-        draw_worst(nets[0], sets[0], rows, args.worst, args.dilate).save(WORST)
+def describe(counts: np.ndarray) -> str:
+    return f"IoU {quality(counts):.2f}" if is_marked(counts) else f"clean, {counts[1]} pixels marked"
+
+
+def draw(title: str, pictures: Pictures, chosen: list[tuple], masks: list[Callable]) -> Image.Image:
+    """Two columns of image, truth and predictions; wrongly marked pixels are red.
+
+    chosen: for each image its row under each of the models; masks: of each model, from an image to its mask.
+    """
+    cell, panels = 256, 2 + len(masks)            # pixels; panels of one image
+    sheet = Image.new("RGB", (2 * panels * cell, 20 + -(-len(chosen) // 2) * (cell + 16)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    pen.text((0, 2), f"{pictures.name}, {title}: image, truth, prediction{' of A, of B' * (panels > 3)} "
+             "(white: right, red: wrongly marked)", "black", font)
+    for k, rows in enumerate(chosen):
+        x, y = k % 2 * panels * cell, 20 + k // 2 * (cell + 16)
+        image, truth, meta = pictures[rows[0]["index"]]
+        predicted = [np.repeat(mask(image)[..., None], 3, axis=2) for mask in masks]           # (H, W, 3)
+        for panel in predicted:
+            panel[(panel[..., 0] > 0) & (truth == 0)] = 230, 60, 40
+        for j, panel in enumerate((image, np.repeat(truth[..., None] * 255, 3, axis=2), *predicted)):
+            thumb = Image.fromarray(panel)
+            thumb.thumbnail((cell - 4, cell - 4))
+            sheet.paste(thumb, (x + j * cell, y + 16))
+        scores = " -> ".join(describe(row["counts"][0]) for row in rows)
+        marks = [f"{m['kind']} {m['opacity']:.2f} {m['blend']}" for m in meta.get("marks", [])]
+        pen.text((x, y), "   ".join([f"{meta['name']}: {scores}", *marks])[:40 * panels], "black", font)
+    return sheet
+
+
+# ---------------------------------------------------------------- command line
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    # on what
+    add("folder", nargs="?", type=Path, help="a labelled set on disk (default: held-out samples)")
+    add("--images", type=Path, help="photos; the held-out share (default: generated backgrounds)")
+    add("--logos", type=Path, default=Path(__file__).parent / "logos",
+        help="logos and fonts; the held-out share (default: %(default)s)")
+    add("--recipe", choices=(*RECIPES, OWN), help="only this one; own: the default with the logos of --logos "
+        "and nothing else (default: all the others)")
+    add("--n", type=int, help="images of each recipe, or of the folder; fewer are faster "
+        f"(default: {SAMPLES}; of a folder all)")
+    add("--seed", type=int, help=f"other samples (default: {TEST_SEED}; {VALIDATION_SEED} with --tune)")
+    # which masks
+    add("--weights", type=find_weights, default=WEIGHTS,
+        help="a checkpoint, a run's folder or a release (default: %(default)s)")
+    add("--same-mark", action="store_true",
+        help="images of one size in the folder share a mask, as in predict.py")
+    add("--threshold", type=float, help="probability that marks a pixel (default: the weights' own)")
+    add("--dilate", type=int, default=0, help="radius in pixels, before scoring (default: %(default)s)")
+    add("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
+    # what is done
+    one = parser.add_mutually_exclusive_group().add_argument
+    one("--compare", nargs=2, type=find_weights, metavar=("A", "B"),
+        help=f"two weights on the same images; draws the {CHANGED} that changed most to changed.png")
+    one("--tune", action="store_true", help="store the best threshold for IoU in the weights' file")
+    one("--tables", action="store_true",
+        help="print more: by opacity, size and kind, over dilations and over thresholds")
+    add("--worst", type=int, metavar="N", help="draw the N worst of the first line to worst.png")
+    add("--json", type=Path, metavar="FILE",
+        help="all tables, and the scores of every image or why it has none")
+    args = parser.parse_args(argv)
+    for name, low in {"n": 1, "worst": 1, "dilate": 0, "seed": 0}.items():
+        if (value := getattr(args, name)) is not None and value < low:
+            raise ValueError(f"--{name} must be at least {low}")
+    if args.threshold is not None and not 0 < args.threshold < 1:
+        raise ValueError("--threshold must lie between 0 and 1")
+    if args.folder and (args.images or args.recipe):
+        raise ValueError("a folder is scored as it is: leave out --images and --recipe")
+    if args.same_mark and not args.folder:
+        raise ValueError("--same-mark is for a folder of images that carry one mark: name the folder")
+    return args
+
+
+def check_outputs(args: argparse.Namespace, outputs: list[Path]) -> None:
+    """ValueError where one cannot be written, or is an input: now, not minutes later."""
+    weights = [path.resolve() for path in args.compare or [args.weights]]
+    inputs = [folder.resolve() for folder in (args.folder, args.images, args.logos) if folder]
     for path in outputs:
-        print(path, file=sys.stderr)
-    return int(skipped)
+        place, read = path.resolve(), path.suffix.lower() != ".json"      # no input is a .json
+        if place in weights or path.exists() and read and any(folder in place.parents for folder in inputs):
+            raise ValueError(f"{path} is an input and is not overwritten: choose another name or folder")
+    for path in outputs + [args.weights] * args.tune:
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise ValueError(f"cannot write {path}: it is a folder, or its folder is missing or read-only")
+
+
+def say_how_long(net: nn.Module, sets: list[Pictures], looks: int) -> None:
+    image, times = sets[0][0][0], []
+    for _ in range(3 if image is not None else 0):     # the first time, much is set up
+        begin = time.perf_counter()
+        predict_prob(net, image)
+        times.append(time.perf_counter() - begin)
+    if times:
+        seconds = looks * min(times)
+        about = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} seconds"
+        print(f"{looks} images to look at, about {about} or a little more", file=sys.stderr)
 
 
 @one_way_out
 def main(argv=None) -> int:
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     args = parse(argv)
-    if world > 1:
-        dist.init_process_group("gloo")           # rows are plain Python and travel over the CPU
-    # rank 0 speaks for all, synth.py's notices too; an error may be one rank's own and is always told
-    with open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet if rank else sys.stderr):
-        code = run(args, rank, world)
-    if world > 1:
-        dist.barrier()                            # gloo can hang where one rank leaves while another works
-        dist.destroy_process_group()
-    return code
+    sheet = Path("changed.png") if args.compare else Path("worst.png") if args.worst else None
+    outputs = [path for path in (args.json, sheet) if path]
+    check_outputs(args, outputs)
+    device, why = pick_device(args.device)
+    print(f"{device}: {why}", file=sys.stderr)
+    nets = [load_model(path, device) for path in args.compare or [args.weights]]
+    for net in nets:
+        net.threshold = args.threshold or net.threshold
+    seed = args.seed if args.seed is not None else VALIDATION_SEED if args.tune else TEST_SEED
+    if args.folder:
+        sets = folder_sets(args.folder, args.n)[:1 if args.same_mark or args.tune else 2]
+    else:
+        recipe = args.recipe or ("default" if args.tune else None)
+        sets = synthetic_sets(args.images, args.logos, recipe, args.n or SAMPLES, seed)
+        if not args.images:
+            print(f"no --images: generated backgrounds with the held-out part of {args.logos}; "
+                  "photos are the test", file=sys.stderr)
+    say_how_long(nets[0], sets, sum(map(len, sets)) * len(nets) * (1 + args.same_mark))
+    shared = [share_probs(net, sets[0]) if args.same_mark else None for net in nets]
+    all_rows = [[score(net, s, args.dilate, maps) for s in sets] for net, maps in zip(nets, shared)]
+    results = [[[row for row in rows if row["counts"] is not None] for rows in part] for part in all_rows]
+    once = 1 if args.folder else None             # both sets of a folder are of the same files
+    notes, rows = report_notes(sum(all_rows[0][:once], [])), results[0][0]
+    if not rows:
+        raise ValueError("not one picture could be scored")
+    report = {"flags": vars(args), "thresholds": [net.threshold for net in nets], "notes": notes}
+
+    # of each model and each set (images, masks, 4); masks as score() has them
+    counts = [[np.array([row["counts"] for row in part]) for part in parts] for parts in results]
+    masks = [lambda image, net=net, maps=maps: to_mask(prob_of(net, image, maps), net.threshold, args.dilate)
+             for net, maps in zip(nets, shared)]
+    if args.compare:
+        report["comparison"] = {s.name: compare(a[:, 0], b[:, 0]) for s, a, b in zip(sets, *counts)}
+        a, b = (part[0][:, 0] for part in counts)
+        order = np.lexsort((abs(a[:, 1] - b[:, 1]), abs(quality(a) - quality(b))))[::-1][:args.worst or CHANGED]
+        title = f"the {len(order)} of {len(rows)} that changed most"
+    else:
+        report |= tables(sets, counts[0]) | {"breakdown": breakdown(rows),
+                                             "pictures": list(list_pictures(sets, all_rows[0]))}
+        a = counts[0][0][:, 0]
+        order = np.lexsort((-a[:, 1] - a[:, 2], quality(a)))[:args.worst or 0]
+        title = f"the {len(order)} worst of {len(rows)}"
+    chosen = [tuple(part[0][k] for part in results) for k in order]
+    # the files first: a reader of the tables may leave early, as head does
+    if args.json:                                 # NaN is no JSON
+        plain = json.loads(json.dumps(report, default=str), parse_constant=lambda _: None)
+        with replacing(args.json) as file:
+            file.write(json.dumps(plain, indent=1).encode())
+    if sheet:
+        with replacing(sheet) as file:
+            draw(title, sets[0], chosen, masks).save(file, "PNG")
+    print(*outputs, sep="\n", end="\n" * bool(outputs), file=sys.stderr)
+    if args.compare:
+        print_table("test set", report["comparison"],
+                    "n_marked iou_of_A iou_of_B B_minus_A better false_alarm_rate_of_A of_B")
+        print("Mean IoU on the same images, [95 % paired bootstrap interval]; "
+              "better: whose side of 0 it lies on.")
+        print_table(f"{sets[0].name}, {title}", {
+            rows[0]["meta"]["name"]: {name: describe(row["counts"][0]) for name, row in zip("AB", rows)}
+            for rows in chosen}, "A B")
+    else:
+        print_report(report, np.concatenate([part[:, 0] for part in counts[0][:once]]), args.tables)
+    if args.tune:
+        curve = report["curves"][sets[0].name]
+        best = best_threshold(curve)
+        print_table("threshold", curve, "iou precision recall false_alarm_rate")
+        save_checkpoint(load_checkpoint(args.weights) | {"threshold": best}, args.weights)
+        print(f"threshold {best} is stored in {args.weights}, in place of {nets[0].threshold}")
+    return int(sum(map(len, results[0])) < sum(map(len, all_rows[0])))
 
 
 if __name__ == "__main__":

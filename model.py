@@ -57,7 +57,7 @@ RUN = {"ema": dict, "optimizer": dict, "scaler": dict, "step": int, "best_iou": 
 WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
 ENCODER = "timm-tf_efficientnet_lite0"  # plain convolutions and BatchNorm: quick on every processor
 SIZE = 512                            # the network looks at SIZE x SIZE pixels, in the picture's own shape
-ENLARGE = 1.5                         # smaller pictures grow to SIZE, but no further than this many times
+ENLARGE = 1.5                         # smaller pictures are enlarged to SIZE, at most this many times
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
 DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
@@ -212,7 +212,7 @@ def pick_amp(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
 
 
 def has_cpu_bf16() -> bool:
-    """bf16 that pays: AMX, or AVX512-BF16 of a maker whose cores do more of it than of float32 in a cycle.
+    """Is bf16 faster than float32? With AMX, or with AVX512-BF16 where a core does more of it in a cycle.
 
     Intel's do not: on a Xeon with its AMX hidden, bf16 lost to float32. Without either, or where oneDNN is
     told to leave them alone, oneDNN emulates bf16 and takes ten times as long as in float32.
@@ -225,13 +225,13 @@ def has_cpu_bf16() -> bool:
 
 
 def cpu_name() -> str:
-    """With its maker in it; "" where the system does not tell."""
+    """The processor's name and maker, "" where the system does not tell."""
     info = Path("/proc/cpuinfo")
     return info.read_text() if info.exists() else platform.processor()
 
 
 def keep_freed_memory() -> None:
-    """For the CPU: from here on, this process keeps what it has freed and takes it again at the next step.
+    """On the CPU, this process keeps the memory it frees and uses it again at the next step.
 
     By default glibc returns every large block to the system, which then has to zero it page by page: in
     training a fifth of the time (`tests/bench.py` has a row). Elsewhere this does nothing.
@@ -304,7 +304,7 @@ def read_image(source, size: int | None = None) -> tuple[np.ndarray, dict]:
 
 @contextlib.contextmanager
 def readable(source) -> Iterator[None]:
-    """Pillow's plugins raise a dozen kinds on garbage. Here they become OSError; only ValueError stays."""
+    """Pillow's plugins raise a dozen kinds of errors on garbage. They become OSError; ValueError stays."""
     try:
         yield
     except UnidentifiedImageError:
@@ -338,7 +338,10 @@ def open_image(source, size: int | None = None) -> tuple[Image.Image, tuple[int,
 
 
 def square_side(H: int, W: int) -> float:
-    """Of the square with as many pixels; of a strip flatter than 16 : 1, whose padding is dear, more."""
+    """Side in pixels of the square with the same area.
+
+    Very flat images count as 16 : 1, because they are mostly padding.
+    """
     return max(math.sqrt(H * W), max(H, W) / 4)
 
 
@@ -346,7 +349,7 @@ def fit(image: np.ndarray, size: float, shape: tuple[int, int] | None = None) ->
     """(H, W, ...) -> what the network is to see: the same with at most `size` x `size` pixels.
 
     Pictures under SIZE are enlarged to it, at most ENLARGE times, as training has seen it (synth.ENLARGED): a
-    letter needs its pixels. The model card has the comparison.
+    letter needs its pixels. docs/LOG.md has the comparison.
     shape: (H, W) in full, where `image` is decoded smaller.
     """
     H, W = shape or image.shape[:2]
@@ -577,7 +580,7 @@ def export_onnx(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A new file with a name of its own, renamed to `path` at the end: whatever kills us, `path` is complete.
+    """Writes a temporary file and renames it to `path` at the end. So `path` is complete, whatever kills us.
 
     Makes the folder where it is missing. Raises OSError.
     """
@@ -596,7 +599,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 # ---------------------------------------------------------------- one way out
 
 def printable(text: str) -> str:
-    """File names may hold newlines, a terminal's commands and bytes that are not UTF-8; a sentence must not."""
+    """Escapes what a sentence must not hold: newlines, a terminal's commands, bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -606,14 +609,14 @@ def first_line(error: BaseException) -> str:
 
 
 def one_way_out(main: Callable[..., int]) -> Callable[..., int]:
-    """For a script's main: a user's mistake, or the machine's, is one sentence on stderr and an exit code.
+    """Wraps a script's main. A mistake of the user or the machine is one sentence on stderr and an exit code.
 
     1 where an output could not be written, 2 for other errors, 130 for Ctrl-C.
     """
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
         name = Path(main.__code__.co_filename).name
-        # a closed stream is None, and print would say nothing; what is opened to be read refuses to print
+        # a closed stream is None, and print would say nothing. A file opened for reading refuses to print.
         for stream, mode in (("stdin", "r"), ("stdout", "r"), ("stderr", "w")):
             if getattr(sys, stream) is None:
                 setattr(sys, stream, open(os.devnull, mode))
@@ -672,8 +675,8 @@ def main(argv: list[str] | None = None) -> int:
 # ---------------------------------------------------------------- only for today's weights/watermark.pt
 # Its network is not smp's own, and it looks two or three times. All of that goes with the file.
 
-DISPUTED = 0.3                        # two looks whose highest probs differ by more ask for a third one,
-THIRD_LOOK = 0.6                      # at this share of their size
+DISPUTED = 0.3                        # a third look decides where the highest probs of two differ by more
+THIRD_LOOK = 0.6                      # size of the third look, as a share of the others'
 DOUBT = 12.2                          # how strictly a picture's surest pixel bounds its probs, see old_probs
 
 

@@ -66,12 +66,12 @@ from model import (ENLARGE, FORMATS, MAX_PIXELS, SIZE, WEIGHTS, Segmenter, defau
                    fit, load_image, load_model, one_way_out, open_image, pick_amp, pick_device, predict_prob,
                    predict_probs, printable, read_image, replacing, resize_prob, square_side, to_mask)
 
-BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape per pass; a CPU gains nothing from more
-NETWORKS = 4                                  # at work side by side at most, each with its share of the cores
-OVERLAP, MARGIN = 1 / 4, 1 / 16               # of a window: what two share, and the rim that lacks context
+BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape in a pass; a CPU gains nothing from two
+NETWORKS = 4                                  # so many at most work side by side, each on its share of cores
+OVERLAP, MARGIN = 1 / 4, 1 / 16               # shares of a window: overlap of two, rim that lacks context
 FRAMES = 64                                   # of a video that are looked at
 LEGIBLE = 8                                   # pixels: the smallest text to be seen; a guess, not measured
-ENDINGS = {"prob": ".png", "overlay": ".jpg", "mask": ".png"}      # the mask last: where it is, all is
+ENDINGS = {"prob": ".png", "overlay": ".jpg", "mask": ".png"}      # the mask is written last, as a sign
 OURS = re.compile(r"_(mask\.png|prob\.png|overlay\.jpg|masks|probs|overlays)$")
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 PICTURES = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
@@ -119,7 +119,10 @@ def network(weights: str, device: str, quiet: bool = False) -> Segmenter:
 # An image travels as its record, a dict: first {input, mask, ...}, at the end the line that --json prints.
 
 def find_images(args: argparse.Namespace) -> list[dict]:
-    """In the order of their names. One with an error is not predicted; one that is present has its outputs."""
+    """All inputs as records, in the order of their names.
+
+    A record with `error` is not predicted. One with `present` has its outputs already.
+    """
     records, owners = [], {}
     for source in args.inputs:
         folder = source if os.path.isdir(source) else None
@@ -241,7 +244,7 @@ def frames(path: str) -> Iterator[np.ndarray]:
 # ---------------------------------------------------------------- predict
 
 def batches(images: Iterable, n: int) -> Iterator[list[tuple]]:
-    """What read() gives, in lists for one pass each: images wait for n - 1 others of their shape."""
+    """Collects what read() gives into lists for one pass. An image waits for n - 1 others of its shape."""
     waiting = {}
     for record, view in images:
         shape = None if view is None else view.shape
@@ -252,7 +255,7 @@ def batches(images: Iterable, n: int) -> Iterator[list[tuple]]:
 
 
 def predict(group: list[tuple], net: Segmenter, args: argparse.Namespace, size: int) -> list[tuple]:
-    """One of batches() -> for each of its images (record, prob), prob (h, w) or None. In a thread."""
+    """A list of batches() -> (record, prob) of each image; prob (h, w), or None at an error. In a thread."""
     record, view = group[0]
     if "error" in record:
         return group
@@ -302,8 +305,8 @@ def windows(length: int, size: int) -> list[tuple[slice, np.ndarray]]:
     inside = np.arange(size) + 0.5                                        # distance from a window's start
     weights = np.zeros((n, length), np.float32)
     for k, start in enumerate(starts):
-        # an end that meets another window: nothing over the rim, then a ramp;
-        # an end of the picture: full weight
+        # where a window meets another, its rim weighs nothing, then comes a ramp;
+        # at the end of the picture it has its full weight
         rise = (inside - margin) / (overlap - 2 * margin) if k > 0 else np.ones(size)
         fall = (inside[::-1] - margin) / (overlap - 2 * margin) if k < n - 1 else np.ones(size)
         weights[k, start:start + size] = np.minimum(rise, fall).clip(0, 1)
@@ -376,7 +379,7 @@ def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
 
 
 def unturn(pixels: np.ndarray, record: dict) -> np.ndarray:
-    """From the displayed order of the pixels to the file's: EXIF's turns undo themselves, but 6 and 8."""
+    """Displayed order of the pixels -> the file's. An EXIF turn undoes itself; 6 and 8 undo each other."""
     turn, image = record.get("orientation", 1), Image.fromarray(pixels)
     image.getexif()[0x0112] = {6: 8, 8: 6}.get(turn, turn)
     return np.asarray(ImageOps.exif_transpose(image))
@@ -423,10 +426,9 @@ def save(path: str, pixels: np.ndarray) -> None:
 
 def ahead(pool: ThreadPoolExecutor, function: Callable, items: Iterable, n: int,
           pixels: Callable = lambda item: 0) -> Iterator:
-    """map() in threads and in order, n items ahead: memory is bounded however many there are.
+    """map() in threads and in order, at most n items ahead, so that memory is bounded.
 
-    pixels: item -> how many it has. Fewer are ahead where together they would have more than MAX_PIXELS.
-
+    pixels: item -> how many it has. Together the items ahead have at most MAX_PIXELS.
     Threads are enough: Pillow, cv2 and torch let go of the GIL while they work.
     """
     window, weights = deque(), deque()
@@ -471,7 +473,7 @@ def run(args: argparse.Namespace, net: Segmenter, records: list[dict]) -> Iterat
 
 
 def gather(part) -> list:
-    """What each rank of torchrun has, in all of them; alone, a list of one."""
+    """A list of what each rank of torchrun has, on all ranks. Without torchrun, a list of one."""
     if not dist.is_initialized():
         return [part]
     parts = [None] * dist.get_world_size()
@@ -553,7 +555,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if args.list and getattr(args, name):
             parser.error(f"--list writes nothing, so --{name.replace('_', '-')} would do nothing")
 
-    # globs, which Windows shells leave to us; each input once; without what an earlier run put beside them
+    # Windows shells leave globs to us. Each input counts once, and outputs of an earlier run do not count.
     names = [n for p in args.inputs
              for n in ([p] if os.path.lexists(p) else sorted(glob.glob(p, recursive=True)) or [p])]
     names = list({os.path.abspath(n): n for n in names}.values())
@@ -599,7 +601,7 @@ def main(argv: list[str] | None = None) -> int:
     net = network(os.fspath(args.weights), args.device, args.quiet)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         dist.init_process_group("gloo", timeout=timedelta(days=30))
-    # with --same-mark, a picture that has its mask still has a say in the others'
+    # with --same-mark, a picture that has its mask already still counts for the others of its size
     everyone = args.same_mark and any("present" not in r for r in records)
     todo = [r for r in records[rank::world]
             if "present" not in r or everyone and not is_video(r["input"])]
@@ -618,7 +620,7 @@ def main(argv: list[str] | None = None) -> int:
                         say(text)
                     told.add(kind)
             if args.json:
-                print(json.dumps(record), flush=True)
+                print(json.dumps(record) + "\n", end="", flush=True)             # at once: ranks share stdout
             elif len(records) == 1 and "error" not in record and record.get("mask", "-") != "-":
                 print(printable(record["mask"]), flush=True)
         done = sum(gather(done), [])          # torchrun kills all ranks when one fails: so all end together

@@ -26,7 +26,7 @@ from bisect import bisect
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import lru_cache
 from itertools import accumulate, count, islice, repeat
-from multiprocessing import parent_process
+from multiprocessing import active_children, parent_process
 from pathlib import Path
 from threading import Thread
 
@@ -35,31 +35,34 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 from tqdm import tqdm
 
-MASK_ALPHA = 0.08          # a pixel is the mark's where the mark's own alpha, before opacity, is above this
-MIN_CHANGE = 10            # levels of 255: a pixel of a mark that changes by less is not seen on flat ground
-TEXTURE = 0.9              # on textured ground it must change by this share of the local contrast
-SEEN = 0.55                # share of its pixels that must be seen, or the mark is laid again
-RETRIES = 5                # how often, before the sample goes without it
+MASK_ALPHA = 0.08          # the mask is where the mark's own alpha, before opacity, is above this
+MIN_CHANGE = 10            # levels of 255 by which a pixel must change to be seen on flat ground
+TEXTURE = 0.9              # share of the local contrast by which it must change on textured ground
+SEEN = 0.55                # a mark is laid again if a smaller share of its pixels is seen
+RETRIES = 5                # a mark is laid again so often; then the sample goes without it
 HELD_OUT = 10              # per cent of the files that training never sees, by a hash of the file name
 MAX_LOGO = 512             # logos are kept at this longest side, in pixels; larger ones are shrunk
-LOGO_CACHE = 800           # logos kept decoded in each process; the bound of its memory
+LOGO_CACHE = 800           # logos that each process keeps decoded: this bounds its memory
 PHOTO_SIDE = 1024          # photos are decoded at reduced size as long as the longest side stays above this
-MAX_PIXELS = 100_000_000   # pictures beyond this are left out, JPEG photos excepted: those decode at 1/8
-FLAT = 20                  # levels of 255: a ground this near to white or black is cut away from opaque logos
+MAX_PIXELS = 100_000_000   # larger pictures are left out, but not JPEG photos, which decode at 1/8
+FLAT = 20                  # levels of 255: an opaque logo loses a ground that is this near to white or black
 PAGES = 0.03               # share of the backgrounds that are drawn pages or screens
 LEAVES = 0.02              # share that are dead leaves, beside photos
-ENLARGED = 0.5             # share of the crops that are marked and saved small, and then made larger
-CONTINUED = 0.35           # share of the photos below the crop's side that go on as their mirror image
-SHARED = 4                 # crops in a row that share a photo: no harm in training (Fort et al. 2021), faster
+ENLARGED = 0.5             # share of the crops that are marked and saved small, then enlarged
+CONTINUED = 0.35           # share of the photos smaller than the crop that are continued by their mirror image
+SHARED = 4                 # crops in a row that share a photo, for speed; no harm (Fort et al. 2021)
 COUNTS = {0: 27, 1: 48, 2: 15, 3: 6, 4: 4}        # number of marks -> weight: with misses, a third is clean
 BLENDS = {"normal": 80, "multiply": 8, "screen": 6, "overlay": 6}      # blend mode -> weight
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp", ".jpg", ".jpeg"), (".ttf", ".otf")
-FORMATS = "BMP JPEG PNG TIFF WEBP".split()        # what files may be, by content; EPS starts a program
+FORMATS = "BMP JPEG PNG TIFF WEBP".split()        # what Pillow may open; EPS would start a program
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-TEMPORARY = "." + 32 * "[0-9a-f]" + ".tmp"        # files before their last name, as a glob; a kill leaves them
-RECIPES = ("default", "reference", "clwd", "logo-l", "logo-h", "logo-gray")
+TEMPORARY = "." + 32 * "[0-9a-f]" + ".tmp"        # glob of unfinished files, which a kill leaves behind
 OWN = "own"                # the default recipe with the given logos alone: no words, no marks but these
+RECIPES = {                # way of compositing -> where its truth is 1; published IoU / F1, of another test set
+    "default": (f"alpha > {MASK_ALPHA:g}", "-"), "reference": ("alpha > 0", ".385 / -, a fork's run"),
+    "clwd": ("sum abs(J-I) > 15/255", "-"), "logo-l": ("alpha > 0", ".696 / .788, DENet"),
+    "logo-h": ("alpha > 0", ".797 / .874, DENet"), "logo-gray": ("alpha > 0", ".743 / .828, DENet")}
 Image.MAX_IMAGE_PIXELS = None                     # our own limit, in place of Pillow's error
 
 
@@ -100,7 +103,7 @@ def find_files(root: str | Path | None, types: tuple[str, ...]) -> list[str]:
 
 
 def is_held_out(path: str, root: str | Path) -> bool:
-    """By the folder if one on the way from root is called train or val, else by a hash of the file name."""
+    """Decides by a folder on the way from root that is called train or val, else by a hash of the file name."""
     parts = Path(Path(root).resolve().name, Path(path).relative_to(root)).parts[:-1]
     if {"train", "val"} & set(parts):
         return "val" in parts
@@ -122,7 +125,7 @@ def warn_once(message: str) -> None:
 
 
 def say(message: str) -> None:
-    """File names may hold newlines and a terminal's commands; a sentence must not."""
+    """Prints on stderr, without the newlines and terminal commands that file names may hold."""
     print("synth.py:", "".join(c if c.isprintable() else "?" for c in message), file=sys.stderr)
 
 
@@ -134,7 +137,7 @@ def is_too_large(path: str, header: Image.Image) -> bool:
 
 
 def pick_readable(rng: np.random.Generator, paths: list[str], read):
-    """A random path that read() makes something of, or the next one -> (path, what it made), or None."""
+    """A random path, or the next one that read() can read -> (path, what it read), or None."""
     start = int(rng.integers(len(paths))) if paths else 0
     for k in range(len(paths)):
         path = paths[(start + k) % len(paths)]
@@ -254,7 +257,7 @@ def fill(rng: np.random.Generator, field: str) -> str:
 
 
 def make_text(rng: np.random.Generator, font: str | None, what: str = "words") -> str:
-    """One of TEXTS, or words in another script that the font has; always such if it has no Latin."""
+    """One of TEXTS, or words in another script that the font has. A font without Latin gets only the latter."""
     text = re.sub(r"{(\w+)}", lambda field: fill(rng, field[1]), pick(rng, TEXTS[what].split("|")))
     if what in ("words", "name"):
         text = pick(rng, (str, str.upper, str.title, str.lower))(text)
@@ -578,7 +581,7 @@ def draw_sign(rng: np.random.Generator, side: float) -> np.ndarray:
 
 
 def cut_out(rgb: np.ndarray) -> np.ndarray | None:
-    """Alpha (h, w) of a logo without any: 0 on the nearly white or black ground that touches its border.
+    """Alpha (h, w) for an opaque logo: 0 on the nearly white or black ground that touches its border.
 
     Edges are unmixed from the ground over two pixels. None where too little of the border is ground.
     """
@@ -669,12 +672,12 @@ class Art:
         return cv2.resize(pick_level(found[1], *size), size, interpolation=cv2.INTER_LINEAR)
 
     def logo(self, rng: np.random.Generator, longest: float) -> np.ndarray:
-        """In its own colours, or as most sites use it: one colour."""
+        """The logo in its own colours, or in one colour, as most sites use it."""
         mark = self.emblem(rng, longest)
         return mark if rng.random() < 0.6 else style(rng, cv2.extractChannel(mark, 3))
 
     def line(self, rng, longest: float, highest: float, what="words", font: str | None = None) -> np.ndarray:
-        """Coverage of one line of text, or one column, no longer and no letter higher than asked for."""
+        """Coverage of one line of text, or of one column, within the length and letter height asked for."""
         font = font or self.font(rng)
         text = make_text(rng, font, what)
         if len(text) < 9 and all("\u3040" < c < "\uabff" for c in text) and rng.random() < 0.25:
@@ -1024,10 +1027,10 @@ def curve(rng: np.random.Generator, image: np.ndarray, strength: float) -> np.nd
 # ---------------------------------------------------------------- crops
 
 def choose_frame(rng: np.random.Generator, W: int, H: int, size: int) -> tuple[int, int, int]:
-    """How large a W x H picture is made, and the side of the crop there -> (W, H, side).
+    """The size to which a W x H picture is resized, and the side of the crop there -> (W, H, side).
 
-    Never larger than it is, for on an enlarged photo every mark is sharper than its ground, which no real
-    picture shows: a crop that is smaller than `size` is enlarged at the end, mark and ground together.
+    A photo is never enlarged before it is marked: the mark would be sharper than its background, as in no real
+    picture. A crop that is smaller than `size` is enlarged at the end, mark and background together.
     """
     side = round(size / rng.uniform(1, 2)) if rng.random() < ENLARGED else size
     side = max(min(side, W, H), size // 4)        # tiny photos are enlarged all the same
@@ -1038,7 +1041,7 @@ def choose_frame(rng: np.random.Generator, W: int, H: int, size: int) -> tuple[i
 
 
 def cut_window(photo: np.ndarray, W: int, H: int, x: int, y: int, w: int, h: int) -> np.ndarray:
-    """The w x h window at (x, y) of the photo as if it were W x H, without resizing what is not seen."""
+    """The w x h window at (x, y) of the photo resized to W x H; only this window is resized."""
     ph, pw = photo.shape[:2]
     top, left = y * ph // H, x * pw // W
     window = photo[top:max(round((y + h) * ph / H), top + 1), left:max(round((x + w) * pw / W), left + 1)]
@@ -1334,6 +1337,8 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
                 if stop:
                     raise KeyboardInterrupt
     except BrokenExecutor as e:
+        for left in active_children():            # the pool's own thread can die before it ends them all
+            left.kill()
         if stop:                                  # SIGTERM to the whole group, say
             raise KeyboardInterrupt from e
         raise OSError("a worker was killed: did memory run out? Try fewer --workers") from e
@@ -1344,8 +1349,9 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
 
 
 def start_worker(worker: int, deaf_to: list[int] = STOP_SIGNALS) -> None:
-    """Ctrl-C and SIGTERM often reach the workers too, but the main process decides when they end: it may need
-    them to finish its step. When the main process is gone, they end at once.
+    """Makes a worker deaf to stop signals, since the main process may need it to finish a step.
+
+    Ctrl-C and SIGTERM often reach the workers too. When the main process is gone, they end at once.
 
     worker: its number, which DataLoader gives. deaf_to: signals that are ignored; not SIGTERM in a
     ProcessPoolExecutor, which sends it where another worker has died.
@@ -1356,7 +1362,7 @@ def start_worker(worker: int, deaf_to: list[int] = STOP_SIGNALS) -> None:
 
 
 def end_with_parent() -> None:
-    """By itself, a worker looks for its parent only while it waits for work: a full pipe keeps it for ever."""
+    """A worker itself looks for its parent only while it waits for work, and a full pipe keeps it for ever."""
     parent_process().join()
     os._exit(1)
 

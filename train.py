@@ -24,6 +24,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext, redirect_stderr
 from functools import partial
+from multiprocessing import active_children, get_start_method
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 
 import cv2
@@ -42,15 +44,15 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from eval import (VALIDATION_SEED, Pictures, breakdown, find_layout, folder_sets, iterate, marked_set,
-                  refuse_pairs, score, summarise)
+from eval import (VALIDATION_SEED, Pictures, breakdown, find_layout, folder_sets, marked_set, refuse_pairs,
+                  score, summarise)
 from model import (ENCODER, SIZE, build, channels_last, first_line, from_checkpoint, keep_freed_memory,
                    load_checkpoint, one_way_out, pack, pick_amp, pick_device, save_checkpoint)
 from synth import FONT_TYPES, OWN, STOP_SIGNALS, TEMPORARY, Synth, crop, find_files, start_worker, warn_once
 
-WARMUP = 200               # steps of linear warm-up, or a tenth of the run where that is less
+WARMUP = 200               # steps of linear warm-up, at most a tenth of the run
 MIN_LR = 0.01              # the cosine ends at this share of the peak
-LR, INIT_LR = 2e-3, 5e-4   # peak, of a new network and with --init
+LR, INIT_LR = 2e-3, 5e-4   # peak learning rate of a new network, and with --init
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
 WEIGHT_DECAY = 0.01
 BETAS = 0.9, 0.999         # of NAdamW, which takes the biases, the norms and the depthwise convolutions
@@ -58,12 +60,12 @@ TONE = 0.15, 0.06          # an echo's contrast and brightness differ from the s
 IOU_WEIGHT = 0.25          # of the soft IoU in the loss, beside the cross-entropy's 1
 CLIP = 1.0                 # largest gradient norm
 EMA_DECAY = 0.999          # averages over about the last thousand steps
-GENERAL = 0.3              # with --init and few own logos: share of samples with ours, against forgetting
+GENERAL = 0.3              # share of samples with our logos, against forgetting, with --init and few own ones
 LOG_EVERY = 20             # steps
-SAVE_EVERY = 180           # seconds; an evaluation can be an hour away, on a GPU half a million samples
-FIRST_EVAL = 0.2           # of the run, or sooner: until then there is no best.pt
+SAVE_EVERY = 180           # seconds between saves: the next evaluation can be an hour away
+FIRST_EVAL = 0.2           # the first evaluation comes after this share of the run, with the first best.pt
 N_EVAL, MIN_EVAL = 200, 8  # held-out pictures that choose best.pt, always the same ones
-EVAL_SHARE = 0.1           # of the time goes into evaluations: a short run scores fewer pictures
+EVAL_SHARE = 0.1           # share of the time for evaluations: a short run scores fewer pictures
 N_PICTURES = 8             # held-out samples shown in TensorBoard
 METRICS = ("held_out/iou", "held_out/f1", "held_out/false_alarm_rate")     # beside the flags in TensorBoard
 LOGOS = Path(__file__).parent / "logos"
@@ -84,12 +86,12 @@ def lr_at(step: int, steps: int) -> float:
 
 
 def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits (B, 1, H, W) float32, mask (B, 1, H, W) float32 {0, 1} -> the terms of the loss, to be added:
-    binary cross-entropy, and IOU_WEIGHT times the soft IoU loss, as in SLBR.
+    """The two terms of the loss: binary cross-entropy, and IOU_WEIGHT times a soft IoU loss, as in SLBR.
 
-    IoU is per image, with one pixel added above and below, so that clean images count (smp's DiceLoss and
-    JaccardLoss are zero there). For those it is -ln IoU (UnitBox, Yu et al. 2016), the log of the pixels
-    marked: 1 - IoU is all but 1 from a few dozen on, and no longer pushes. The model card has the comparison.
+    logits (B, 1, H, W) float32, mask (B, 1, H, W) float32 {0, 1}. The IoU is per image. One pixel is added to
+    both sides of the fraction, so that clean images count; in smp's DiceLoss and JaccardLoss they do not.
+    On clean images the loss is -ln IoU (UnitBox, Yu et al. 2016), because 1 - IoU hardly grows beyond a few
+    dozen wrong pixels. docs/LOG.md has the comparison.
     """
     bce = F.binary_cross_entropy_with_logits(logits, mask)
     prob = logits.sigmoid()
@@ -101,11 +103,10 @@ def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> Muon:
-    """Muon (Jordan et al. 2024) for the convolutions, its updates as large as AdamW's would be (Liu et al.
-    2025), and NAdamW for the rest. docs/LOG.md compares it with AdamW.
+    """Muon for the convolutions (Jordan et al. 2024), NAdamW for the rest. docs/LOG.md compares it with AdamW.
 
-    timm always multiplies matrices in bf16. A processor without bf16 in hardware emulates that and takes 35
-    times as long as in float32, so there they are float32 here.
+    The updates are as large as AdamW's would be (Liu et al. 2025). timm multiplies matrices in bf16. A
+    processor that only emulates bf16 takes 35 times as long as in float32, so it gets float32 here.
     """
     has_bf16 = pick_amp("auto", next(net.parameters()).device)[0] is torch.bfloat16
     muon.zeropower_via_newtonschulz = partial(NEWTON_SCHULZ,
@@ -118,7 +119,7 @@ def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> Muon:
 
 
 class Mixed(Dataset):
-    """Two data sets, an even `share` of samples from the second; pure in i like both."""
+    """Two data sets. An even `share` of the samples comes from the second. Sample i stays a function of i."""
 
     def __init__(self, first: Dataset, second: Dataset, share: float):
         self.first, self.second, self.share = first, second, share
@@ -209,6 +210,43 @@ def last_batches(loader: Iterable, n: int, device: torch.device) -> Iterator[lis
         window.appendleft([part.to(device, non_blocking=True) for part in batch])
         if len(window) == n:
             yield list(window)
+
+
+def iterate(loader: DataLoader) -> Iterator:
+    """Yields what the loader yields, and ends its workers when it is closed or at an error.
+
+    Otherwise the workers live as long as the traceback of the error, and Python waits for them for ever.
+    """
+    others, batches = active_children(), None
+    try:
+        with stops_blocked():
+            batches = iter(loader)
+        yield from batches
+    except (OSError, ValueError, RuntimeError) as e:
+        text = str(e).strip()
+        if "DataLoader worker process" not in text:    # a worker's own error comes with its traceback
+            raise
+        raise OSError(text.splitlines()[-1].split(": ", 1)[-1]) from e
+    finally:
+        if batches and loader.num_workers:
+            batches._shutdown_workers()           # torch has no public name for it
+        for left in set(active_children()) - set(others):
+            left.kill()                           # it is stuck in a sample, or its start failed half-way
+
+
+@contextmanager
+def stops_blocked() -> Iterator[None]:
+    """Processes that start here are deaf to STOP_SIGNALS until start_worker runs. This one hears them later."""
+    if not hasattr(signal, "pthread_sigmask"):    # Windows
+        yield
+        return
+    if get_start_method() != "fork":              # others need it, and its own start would unblock Ctrl-C
+        ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def echo(batches: list, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -380,7 +418,7 @@ def record(board: SummaryWriter, log, step: int, values: dict[str, float]) -> No
 
 
 def save(path: Path, log, net: nn.Module, parts: dict, **facts) -> None:
-    """parts: what has a state. facts: JSON types. The log lines that it counts reach the disk before it."""
+    """Writes a checkpoint, after the log lines that it counts. parts: what has a state. facts: JSON types."""
     os.fsync(log.fileno())
     states = {name: part.state_dict() for name, part in parts.items()}
     save_checkpoint(pack(net, log_size=log.tell(), **states, **facts), path)
@@ -400,13 +438,13 @@ def restore(parts: dict, checkpoint: dict) -> None:
 
 
 def assess(board: SummaryWriter, log, net: nn.Module, pictures: Pictures, step: int, stop: list):
-    """Scores the held-out pictures and shows the first ones -> IoU; None, and nothing told, if stopped."""
-    rows = [row for row in score(net, pictures, keep=N_PICTURES, stop=stop) if "tp" in row]     # not skipped
+    """Scores the held-out pictures and shows the first ones -> IoU. None, without a word, if stopped."""
+    rows = [row for row in score(net, pictures, keep=N_PICTURES, stop=stop) if row["counts"] is not None]
     if not rows and not stop:
         warn_once("no held-out picture can be read, so there will be no best.pt")
     if stop or not rows:
         return None
-    scores, grid = summarise(rows), []
+    scores, grid = summarise([row["counts"][0] for row in rows]), []
     record(board, log, step, {f"held_out/{name}": value for name, value in scores.items()}
            | {f"iou_by_{name}": values["iou"] for name, values in breakdown(rows).items()})
     for image, truth, prob in (row["maps"] for row in rows if "maps" in row):
@@ -544,7 +582,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
             # the mean over all samples, and all ranks stop together
             facts = torch.cat([losses, norm.view(1), losses.new_tensor([bool(stop)])])
             bce, soft_iou, norm, stopped = mean_over_ranks(facts, world)
-            # an infinite gradient alone is everyday life for fp16: the scaler skips the step and scales less
+            # an infinite gradient alone is normal in fp16: the scaler skips the step and scales less
             if not math.isfinite(bce + soft_iou) or not (math.isfinite(norm) or scaler.is_enabled()):
                 hint = f", --init {out}/last.pt has the last good state" * (out / "last.pt").exists()
                 raise ValueError(f"loss is {bce + soft_iou} at step {step}, gradient norm {norm}, "
