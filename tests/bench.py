@@ -1,7 +1,7 @@
-"""Prints the speed table: samples per second, milliseconds per picture, share of the network in the whole.
+"""Prints the speed table of docs/SPEED.md: samples per second, milliseconds per image, share of the network.
 
     python tests/bench.py                                    # generated photos and logos/, on a bare checkout
-    python tests/bench.py --images photos/ --logos logos/    # with yours; figures in the docs say which
+    python tests/bench.py --images photos/ --logos logos/    # with yours; docs/SPEED.md says which
 
 Every figure is the median of several rounds in one process on an otherwise idle machine. Times of different
 machines do not compare; ratios within one run do.
@@ -47,7 +47,7 @@ def seconds(work, rounds: int = ROUNDS) -> float:
 
 
 def row(name: str, value: str) -> None:
-    print(f"{name:<58} {value:>34}", flush=True)
+    print(f"| {name} | {value} |", flush=True)
 
 
 def start(code: str) -> str:
@@ -135,7 +135,7 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
             keep_freed_memory()
         bare = batch / seconds(step)
         row(f"training step, batch {batch} at {size} px", f"{bare:.1f} samples/s")
-        row("  of it the optimiser", f"{100 * median(spent[-ROUNDS:]) * bare / batch:.1f} %")
+        row("of it the optimiser", f"{100 * median(spent[-ROUNDS:]) * bare / batch:.1f} %")
         with tempfile.TemporaryDirectory() as out:
             flags = ["--images", images, "--logos", logos, "--device", str(device), "--size", str(size),
                      "--encoder-weights", "none", "--batch-size", str(batch), "--out", out]
@@ -143,8 +143,8 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
             train.main([*flags, "--steps", str(train.LOG_EVERY * (ROUNDS + 2))])
             lines = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
         whole = median([line["samples_per_s"] for line in lines if "samples_per_s" in line][2:])
-        row("  the whole of train.py", f"{whole:.1f} samples/s")
-        row("  share of the bare step", f"{100 * whole / bare:.0f} %")
+        row("the whole of train.py", f"{whole:.1f} samples/s")
+        row("share of the bare step", f"{100 * whole / bare:.0f} %")
     name = f"peak memory of train.py, batch {batch} at {size} px"
     if device.type == "cuda":
         row(name, f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MB")
@@ -214,19 +214,19 @@ def bench_predict(device: torch.device) -> None:
         whole = seconds(lambda: (spans.clear(), list(predict.run(args, net, predict.find_images(args)))), 3)
         predict.predict_probs = forward
         row("predict.py, a folder of 12-megapixel JPEGs", f"{n / whole:.1f} photos/s")
-        row("  share of the time that the network is at work", f"{100 * at_work() / whole:.0f} %")
+        row("share of the time that the network is at work", f"{100 * at_work() / whole:.0f} %")
         views = [fit(np.zeros((3000, 4000, 3), np.uint8), net.size)] * size
         sides = min(torch.get_num_threads(), predict.NETWORKS) if device.type == "cpu" else 1
         torch.set_num_threads(threads // sides)
         with ThreadPoolExecutor(sides) as pool:
             bare = seconds(lambda: list(pool.map(lambda _: forward(net, views), range(n // size)))) / n
         torch.set_num_threads(threads)
-        row("  over the network alone, as many side by side", f"{100 * bare * n / whole:.0f} %")
-        row("  peak memory", peak_memory(f"import predict; predict.main({argv!r})"))
+        row("over the network alone, as many side by side", f"{100 * bare * n / whole:.0f} %")
+        row("peak memory of that", peak_memory(f"import predict; predict.main({argv!r})"))
         codes = (f"import predict; predict.main({[f'{photos}/0.jpg']!r})",
                  "import torch, segmentation_models_pytorch")
         cold = zip(*[[seconds(lambda: start(code), 1) for code in codes] for _ in range(ROUNDS)])
-        row("  one of them, cold start; torch and smp imported",
+        row("one of them from a cold start; torch and smp imported, nothing else",
             "{:.2f} s; {:.2f} s".format(*map(median, cold)))
 
 
@@ -241,7 +241,7 @@ def main() -> None:
     device, why = pick_device(args.device)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
           f"{device} ({why}), {pick_amp('auto', device)[0] or 'float32'}, torch {torch.__version__}, "
-          f"Python {platform.python_version()}")
+          f"Python {platform.python_version()}\n\n| | |\n|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         if not args.images:
             for i in range(40):
