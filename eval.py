@@ -419,6 +419,14 @@ def print_report(report: dict, counts: np.ndarray, more: bool) -> None:
     print("The plain mask at other thresholds. To choose one is --tune's work, on validation samples.")
 
 
+def print_comparison(report: dict, title: str, chosen: list[tuple]) -> None:
+    print_table("test set", report["comparison"],
+                "n_marked iou_of_A iou_of_B B_minus_A better false_alarm_rate_of_A of_B")
+    print("Mean IoU on the same images, [95 % paired bootstrap interval]; better: whose side of 0 it lies on.")
+    print_table(title, {a["meta"]["name"]: {"A": describe(a["counts"][0]), "B": describe(b["counts"][0])}
+                        for a, b in chosen}, "A B")
+
+
 def list_pictures(sets: list[Pictures], results: list[list[dict]]) -> Iterator[dict]:
     """What --json tells of every image of every set; a skipped one has no scores, and its notes say why."""
     for pictures, rows in zip(sets, results):
@@ -565,6 +573,7 @@ def main(argv=None) -> int:
     else:
         recipe = args.recipe or ("default" if args.tune else None)
         sets = synthetic_sets(args.images, args.logos, recipe, args.n or SAMPLES, seed)
+        sets = sets[:1] if args.tune else sets
         if not args.images:
             print(f"no --images: generated backgrounds with the held-out part of {args.logos}; "
                   "photos are the test", file=sys.stderr)
@@ -579,7 +588,9 @@ def main(argv=None) -> int:
     report = {"flags": vars(args), "thresholds": [net.threshold for net in nets], "notes": notes}
 
     # of each model and each set (images, masks, 4); masks as score() has them
-    counts = [[np.array([row["counts"] for row in part]) for part in parts] for parts in results]
+    shape = rows[0]["counts"].shape
+    counts = [[np.reshape([row["counts"] for row in part], (len(part), *shape)) for part in parts]
+              for parts in results]
     masks = [lambda image, net=net, maps=maps: to_mask(prob_of(net, image, maps), net.threshold, args.dilate)
              for net, maps in zip(nets, shared)]
     if args.compare:
@@ -604,13 +615,7 @@ def main(argv=None) -> int:
             draw(title, sets[0], chosen, masks).save(file, "PNG")
     print(*outputs, sep="\n", end="\n" * bool(outputs), file=sys.stderr)
     if args.compare:
-        print_table("test set", report["comparison"],
-                    "n_marked iou_of_A iou_of_B B_minus_A better false_alarm_rate_of_A of_B")
-        print("Mean IoU on the same images, [95 % paired bootstrap interval]; "
-              "better: whose side of 0 it lies on.")
-        print_table(f"{sets[0].name}, {title}", {
-            rows[0]["meta"]["name"]: {name: describe(row["counts"][0]) for name, row in zip("AB", rows)}
-            for rows in chosen}, "A B")
+        print_comparison(report, f"{sets[0].name}, {title}", chosen)
     else:
         print_report(report, np.concatenate([part[:, 0] for part in counts[0][:once]]), args.tables)
     if args.tune:

@@ -302,13 +302,11 @@ def windows(length: int, size: int) -> list[tuple[slice, np.ndarray]]:
     overlap, margin = OVERLAP * size, MARGIN * size
     n = 1 if size == length else int(np.ceil((length - overlap) / (size - overlap)))
     starts = np.linspace(0, length - size, n).round().astype(int)
-    inside = np.arange(size) + 0.5                                        # distance from a window's start
+    # where a window meets another, its rim weighs nothing, then comes a ramp; elsewhere it has its full weight
+    ramp, full = (np.arange(size) + 0.5 - margin) / (overlap - 2 * margin), np.ones(size)
     weights = np.zeros((n, length), np.float32)
     for k, start in enumerate(starts):
-        # where a window meets another, its rim weighs nothing, then comes a ramp;
-        # at the end of the picture it has its full weight
-        rise = (inside - margin) / (overlap - 2 * margin) if k > 0 else np.ones(size)
-        fall = (inside[::-1] - margin) / (overlap - 2 * margin) if k < n - 1 else np.ones(size)
+        rise, fall = ramp if k > 0 else full, ramp[::-1] if k < n - 1 else full
         weights[k, start:start + size] = np.minimum(rise, fall).clip(0, 1)
     weights /= weights.sum(0)
     return [(slice(start, start + size), weights[k, start:start + size]) for k, start in enumerate(starts)]
@@ -484,7 +482,8 @@ def gather(part) -> list:
 # ---------------------------------------------------------------- command line
 
 def say(text: str) -> None:
-    tqdm.write(f"predict.py: {text}", file=sys.stderr)                    # leaves a progress bar whole
+    # leaves a progress bar whole; text and newline in one, since ranks share stderr
+    tqdm.write(f"predict.py: {text}\n", sys.stderr, end="")
 
 
 def reason(error: Exception) -> str:

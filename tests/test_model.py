@@ -379,9 +379,9 @@ def test_the_released_file_is_read_as_it_was():
 
 
 @pytest.mark.parametrize("plain, mirrored, third, expected", [
-    # medians .8, .1 and .9, then means .8 and .1: each before it is bounded by itself
+    # medians .8, .1, .9 and .6, then means .8, .1 and .425: each before it is bounded by itself
     (0.9, 0.1, [0.8], 0.1409), (0.9, 0.1, [0.0], 0.0266), (0.1, 0.9, [1.0], 0.1974),
-    (0.9, 0.7, [], 0.1409), (0.2, 0.0, [], 0.0266),
+    (0.75, 0.35, [0.6], 0.0912), (0.9, 0.7, [], 0.1409), (0.2, 0.0, [], 0.0266), (0.55, 0.3, [], 0.0658),
     (0.99, 0.99, [], 0.4492), (0.999, 0.999, [], 0.7215), (0.9999, 0.9999, [], 0.8913), (1, 1, [], 1)])
 def test_what_two_or_three_looks_say_together(plain, mirrored, third, expected, monkeypatch):
     """Looks that agree are averaged, a smaller one decides a dispute, the surest pixel bounds the picture."""

@@ -228,6 +228,49 @@ def test_muon_multiplies_in_bf16_only_where_the_hardware_does(amp, products, mon
     assert set(seen) == {products} and not torch.equal(layer.weight, before)
 
 
+def test_a_pretrained_encoder_moves_slower_than_the_decoder():
+    for pretrained, share in ((True, 0.3), (False, 1)):
+        encoder, decoder = train.make_optimizer(build(), 1e-3, pretrained).param_groups
+        assert (encoder["lr"], decoder["lr"]) == (share * 1e-3, 1e-3)
+        assert len(encoder["params"]) > len(decoder["params"])
+
+
+def test_a_step_takes_clipped_gradients(start, monkeypatch):
+    norms, real = [], train.make_optimizer
+
+    def make_optimizer(net, *rest):
+        optimizer = real(net, *rest)
+        squares = (p.grad.square().sum() for p in net.parameters() if p.grad is not None)
+        optimizer.register_step_pre_hook(lambda *_: norms.append(math.sqrt(sum(squares))))
+        return optimizer
+    monkeypatch.setattr(train, "make_optimizer", make_optimizer)
+    at_step(monkeypatch, 1, lambda bce: bce.register_hook(lambda grad: 1e4 * grad))
+    assert start("run", "--steps", 1) == 0 and norms == pytest.approx([1], rel=1e-3)
+
+
+def test_log_and_checkpoint_are_on_the_disk_before_the_new_name(start, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: events.append("fsync") or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda a, b: events.append("replace") or replace(a, b))
+    assert start("run", "--steps", 1) == 0
+    assert len(events) % 3 == 0 and events == ["fsync", "fsync", "replace"] * (len(events) // 3)
+
+
+@pytest.mark.parametrize("n, kept", [(0, 0.1), (90, 0.91), (10**6, 0.999)])
+def test_the_average_of_a_short_run_forgets_its_first_weights(n, kept):
+    averaged = [torch.ones(1)]
+    train.update_average(averaged, [torch.zeros(1)], torch.tensor(n))
+    assert float(averaged[0]) == pytest.approx(kept)
+
+
+def test_best_pt_is_the_best_of_all_evaluations(start, tmp_path, monkeypatch):
+    ious = iter((0.2, 0.5, 0.3))
+    monkeypatch.setattr(train, "assess", lambda *_: next(ious))
+    assert start("run") == 0
+    best = load_checkpoint(tmp_path / "run" / "best.pt")
+    assert (best["step"], best["best_iou"]) == (2, 0.5)
+
+
 def test_two_images_overfit(photos, logos):
     torch.manual_seed(0)
     source = synth.Synth(photos, logos, size=64)
