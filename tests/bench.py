@@ -102,7 +102,8 @@ def bench_network(device: torch.device) -> None:
     new = new.to(device, memory_format=torch.channels_last)
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     ways = [lambda net=net: (predict_prob(net, image), sync()) for net in (new, load_model(WEIGHTS, device))]
-    times = zip(*[[seconds(look, 1) for look in ways] for _ in range(20)])        # in turns, since machines drift
+    # in turns, since machines drift
+    times = zip(*[[seconds(look, 1) for look in ways] for _ in range(20)])
     for name, t in zip(("new network, one look", "released network, its two looks"), times):
         row(f"{name} at 512 x 512", f"{1e3 * median(t):.0f} ms")
 
