@@ -551,7 +551,7 @@ def say_how_long(net: nn.Module, sets: list[Pictures], looks: int) -> None:
         predict_prob(net, image)
         times.append(time.perf_counter() - begin)
     if times:
-        seconds = looks * min(times)
+        seconds = looks * max(times[1:])
         about = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} seconds"
         print(f"{looks} images to look at, about {about} or a little more", file=sys.stderr)
 
@@ -595,6 +595,7 @@ def main(argv=None) -> int:
              for net, maps in zip(nets, shared)]
     if args.compare:
         report["comparison"] = {s.name: compare(a[:, 0], b[:, 0]) for s, a, b in zip(sets, *counts)}
+        report["pictures"] = {name: list(list_pictures(sets, rows)) for name, rows in zip("AB", all_rows)}
         a, b = (part[0][:, 0] for part in counts)
         order = np.lexsort((abs(a[:, 1] - b[:, 1]), abs(quality(a) - quality(b))))[::-1][:args.worst or CHANGED]
         title = f"the {len(order)} of {len(rows)} that changed most"

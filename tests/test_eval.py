@@ -461,6 +461,7 @@ def test_compare(here, stub, photos, capsys):
     out = capsys.readouterr().out
     better = ours["comparison"]["full size"]
     assert better["better"] == "B" and better["iou_of_B"] == 1 and "paired bootstrap" in out
+    assert [[line["iou"] for line in ours["pictures"][k][:3]] for k in "AB"] == [[8 / 12, 0, 0], [1, 1, 1]]
     drawn = [line.split("|")[1:4] for line in out.splitlines() if line.startswith(("| 0 ", "| 1 ", "| 2 "))]
     assert [(name.strip(), b.strip()) for name, _, b in drawn] == [(name, "IoU 1.00") for name in "210"]
     sheet = np.asarray(Image.open("changed.png"))
