@@ -346,15 +346,14 @@ def share_probs(net: nn.Module, pictures: Pictures) -> dict[tuple, np.ndarray]:
 
 def ahead(pictures: Pictures) -> Iterator[tuple]:
     """The images in order, made by a thread beside the network. One thread: a Synth keeps what it made last."""
-    window = deque()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            for i in tqdm(range(len(pictures)), pictures.name, unit="image", leave=False, disable=None):
-                while len(window) <= min(READ_AHEAD, len(pictures) - 1 - i):
-                    window.append(pool.submit(pictures.__getitem__, i + len(window)))
-                yield window.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    window, pool = deque(), ThreadPoolExecutor(1)
+    try:
+        for i in tqdm(range(len(pictures)), pictures.name, unit="image", leave=False, disable=None):
+            while len(window) <= min(READ_AHEAD, len(pictures) - 1 - i):
+                window.append(pool.submit(pictures.__getitem__, i + len(window)))
+            yield window.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # ---------------------------------------------------------------- tables
@@ -587,7 +586,7 @@ def main(argv=None) -> int:
         raise ValueError("not one picture could be scored")
     report = {"flags": vars(args), "thresholds": [net.threshold for net in nets], "notes": notes}
 
-    # of each model and each set (images, masks, 4); masks as score() has them
+    # of each model and each set (images, masks, 4), masks as score() has them; a set may be empty
     shape = rows[0]["counts"].shape
     counts = [[np.reshape([row["counts"] for row in part], (len(part), *shape)) for part in parts]
               for parts in results]

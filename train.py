@@ -137,6 +137,7 @@ class Pairs(Dataset):
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """-> image (3, H, W) uint8 RGB, mask (1, H, W) uint8 {0, 1}."""
+        cv2.setNumThreads(0)                           # in a worker, OpenCV's threads only fight each other
         rng, n = np.random.default_rng([self.seed, i]), len(self.pictures)
         for k in (int(rng.integers(n)) + np.arange(n)) % n:        # the next one where that cannot be read
             image, mask, meta = self.pictures[k]
