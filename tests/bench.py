@@ -134,6 +134,10 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
             row(f"training step, batch {batch} at {size} px, before keep_freed_memory",
                 f"{batch / seconds(step):.1f} samples/s")
             keep_freed_memory()
+        if device.type == "cpu" and amp:
+            row(f"training step, batch {batch} at {size} px, before depthwise_in_float32",
+                f"{batch / seconds(step):.1f} samples/s")
+            train.depthwise_in_float32(net)
         bare = batch / seconds(step)
         row(f"training step, batch {batch} at {size} px", f"{bare:.1f} samples/s")
         row("of it the optimiser", f"{100 * median(spent[-ROUNDS:]) * bare / batch:.1f} %")

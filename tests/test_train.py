@@ -228,6 +228,23 @@ def test_muon_multiplies_in_bf16_only_where_the_hardware_does(amp, products, mon
     assert set(seen) == {products} and not torch.equal(layer.weight, before)
 
 
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+def test_under_bf16_on_the_cpu_depthwise_convolutions_stay_in_float32(amp, start, monkeypatch):
+    """Their backward in bf16 took two fifths of a step."""
+    seen, conv2d = set(), torch.nn.functional.conv2d
+
+    def spy(x, weight, bias, stride, padding, dilation, groups):
+        if torch.is_grad_enabled():                    # not in an evaluation
+            seen.add((groups > 1, torch.is_autocast_enabled("cpu"), x.dtype))
+        return conv2d(x, weight, bias, stride, padding, dilation, groups)
+    monkeypatch.setattr(train, "pick_amp", lambda *a: (amp, ""))
+    monkeypatch.setattr(torch.nn.functional, "conv2d", spy)
+    assert start("run", "--steps", 1) == 0
+    assert {part[1:] for part in seen if part[0]} == {(False, torch.float32)}
+    assert {part[1:] for part in seen if not part[0]} == {(amp is not None, torch.float32)} | (
+        {(True, torch.bfloat16)} if amp else set())
+
+
 def test_a_pretrained_encoder_moves_slower_than_the_decoder():
     for pretrained, share in ((True, 0.3), (False, 1)):
         encoder, decoder = train.make_optimizer(build(), 1e-3, pretrained).param_groups
