@@ -54,6 +54,9 @@ def start(tmp_path, photos, logos):
 
 
 def resume(out, *more):
+    # TensorBoard reads its files by name, which ends in the second and a counter: 10 sorts before 9
+    while list(Path(out).glob(f"events.*.{int(time.time())}.*")):
+        time.sleep(0.1)
     return train.main(["--resume", str(out), *map(str, more)])
 
 
