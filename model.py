@@ -702,6 +702,14 @@ class OldSegmenter(Segmenter):
         for block, n in zip(blocks, options.get("residuals", ())):
             block.attention2 = nn.Sequential(*(Residual(block.conv2[0].out_channels) for _ in range(n)))
 
+    def train(self, mode: bool = True) -> nn.Module:
+        """BatchNorm keeps its statistics: the released weights were trained so, and lose much without them."""
+        super().train(mode)
+        for bn in self.modules():
+            if isinstance(bn, nn.modules.batchnorm._BatchNorm):          # SyncBatchNorm, too
+                bn.eval()
+        return self
+
 
 class Residual(nn.Sequential):
     """x (B, C, H, W) plus two 3 x 3 convolutions of it."""

@@ -3,7 +3,7 @@
     python train.py                                                      # without data: generated backgrounds
     python train.py --images photos/ --logos logos/ --out runs/mine      # the real thing
     python train.py --resume runs/mine                                   # goes on after a stop
-    python train.py --init weights/watermark.pt --logos mine/ --images photos/ --size 416 --steps 1000  # mine
+    python train.py --init weights/watermark.pt --logos mine/ --images photos/ --size 416 --steps 150  # mine
     python train.py --pairs data/CLWD/train --images photos/             # a labelled set, mixed with our own
     python train.py --steps 20 --size 64 --batch-size 4 --eval-every 10  # does it all work? under a minute
     torchrun --nproc-per-node 8 train.py --images photos/ --batch-size 256                      # many GPUs

@@ -12,6 +12,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.layers import convert_sync_batchnorm
 
 import model
 from conftest import ROOT
@@ -376,6 +377,17 @@ def test_the_released_file_is_read_as_it_was():
     assert np.abs(prob[:, ::-1] - mirrored).max() < 0.02           # it looks at both; bf16
     again = from_checkpoint(pack(from_checkpoint(load_checkpoint(model.WEIGHTS))))     # as with --init
     assert type(again) is type(net) is model.OldSegmenter
+
+
+def test_training_goes_on_with_the_statistics_of_the_released_file():
+    net = from_checkpoint(load_checkpoint(model.WEIGHTS))          # in train mode
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    net(noise(2, 3, 64, 64)).mean().backward()
+    assert all(torch.equal(before[name], value) for name, value in net.named_buffers())
+    norms = [part for part in net.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert norms and all(part.weight.grad is not None for part in norms)
+    assert not any(isinstance(part, torch.nn.SyncBatchNorm) and part.training
+                   for part in convert_sync_batchnorm(net).train().modules())
 
 
 @pytest.mark.parametrize("plain, mirrored, third, expected", [
