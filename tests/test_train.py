@@ -54,8 +54,8 @@ def start(tmp_path, photos, logos):
 
 
 def resume(out, *more):
-    # TensorBoard reads its files by name, which ends in the second and a counter: 10 sorts before 9
-    while list(Path(out).glob(f"events.*.{int(time.time())}.*")):
+    # TensorBoard reads its files by name, which ends in second, host, process, counter: 10 sorts before 9
+    while list(Path(out).glob(f"events.*.{int(time.time())}.*.{os.getpid()}.*")):
         time.sleep(0.1)
     return train.main(["--resume", str(out), *map(str, more)])
 
