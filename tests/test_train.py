@@ -500,8 +500,8 @@ def curve(out):
 def test_two_ranks_and_two_parts_take_the_steps_of_one(tmp_path, photos, logos):
     """Without BatchNorm, all three are the same; with, two ranks are two parts."""
     torch.manual_seed(0)
-    save_checkpoint(pack(build("unet", "tu-convnext_atto", options={"decoder_use_norm": False})),
-                    tmp_path / "start.pt")
+    options = {"decoder_use_norm": False, "decoder_channels": [16] * 5}
+    save_checkpoint(pack(build("unet", "tu-test_convnext", options=options)), tmp_path / "start.pt")
 
     def more(out, *rest):
         return flags(tmp_path / out, photos, logos, "--steps", "5", "--batch-size", "8",
