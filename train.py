@@ -161,7 +161,7 @@ def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures,
     """-> training crops, the held-out pictures that choose best.pt, how many files there are of each sort.
 
     With --init, one's own logos come without words unless a font lies beside them, and a share of general
-    samples keeps the network from forgetting all other marks.
+    samples lets the network forget less of other marks.
     """
     fine_tunes, logos = args.init and args.logos, args.logos or LOGOS
     alone = args.pairs and args.pairs_share == 1
