@@ -41,6 +41,7 @@ VALIDATION_SEED = 1        # train.py chooses best.pt on these samples, --tune t
 TEST_SEED = 2              # tables are made of these: the same held-out files, other samples
 THRESHOLDS = [k / 20 for k in range(1, 20)]
 TOLERANCE = 0.002          # of IoU, in the choice of a threshold
+MOST_ALARMS = 0.03         # share of the clean images with something marked, likewise
 DILATIONS = (0, 1, 3, 5, 10)           # MorphoMod's radii in pixels; predict.py's own beside them
 PAPER_SIZE = 256           # pixels; SLBR, DENet, ... squash to this square: image bilinear, mask nearest
 CHANGED = 12               # images that --compare draws
@@ -112,16 +113,21 @@ def summarise(counts: np.ndarray) -> dict[str, float]:
                       **{name: float(dataset[name]) for name in ("precision", "recall", "excess_per_mark")}}
 
 
-def best_threshold(curve: dict[float, dict]) -> float:
+def best_threshold(curve: dict[float, dict], clean: dict[float, dict]) -> float:
     """Among the thresholds with nearly the best IoU, the one with the fewest false alarms.
 
+    Only those count that raise at most MOST_ALARMS on clean images; where none does, all of them.
     Of equal ones the lowest, since it has the highest recall. ValueError where no image has a mark.
     """
     if not curve[0.5]["n_marked"]:
         raise ValueError("no sample has a mark, so no threshold is better than another: raise --n")
-    best = max(scores["iou"] for scores in curve.values())
-    good = [t for t, scores in curve.items() if scores["iou"] >= best - TOLERANCE]
-    return min(good, key=lambda t: (np.nan_to_num(curve[t]["false_alarm_rate"]), t))    # NaN: no clean sample
+    alarms = {t: np.nan_to_num(scores["false_alarm_rate"]) for t, scores in clean.items()}     # NaN: no image
+    if not (quiet := [t for t in curve if alarms[t] <= MOST_ALARMS]):
+        print(f"no threshold leaves {1 - MOST_ALARMS:.0%} of the clean images unmarked, so IoU alone decides",
+              file=sys.stderr)
+    choice = quiet or list(curve)
+    best = max(curve[t]["iou"] for t in choice)
+    return min((t for t in choice if curve[t]["iou"] >= best - TOLERANCE), key=lambda t: (alarms[t], t))
 
 
 def traits(row: dict) -> dict:
@@ -303,7 +309,7 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, shared: dict | No
     first `keep` rows image, truth and probabilities under `maps`. stop: once it holds something, no further
     image is scored.
     """
-    was, rows = net.training, []
+    was, rows, sure = net.training, [], 0 if shared else None
     net.eval()
     for i, (image, truth, meta) in enumerate(ahead(pictures)):
         if stop:
@@ -312,10 +318,10 @@ def score(net: nn.Module, pictures: Pictures, radius: int = 0, shared: dict | No
         if image is None:
             continue
         prob = prob_of(net, image, shared)                                        # (H, W) float32
-        plain = to_mask(prob, net.threshold, 0)
+        plain = to_mask(prob, net.threshold, 0, sure=sure)
         masks = [dilate(plain, radius)]
         if keep is None:
-            masks += [to_mask(prob, threshold, 0) for threshold in THRESHOLDS]
+            masks += [to_mask(prob, threshold, 0, sure=sure) for threshold in THRESHOLDS]
             masks += [dilate(plain, r) for r in (*DILATIONS, default_dilation(*truth.shape))]
         elif i < keep:
             rows[-1]["maps"] = image, truth, prob
@@ -345,7 +351,7 @@ def share_probs(net: nn.Module, pictures: Pictures) -> dict[tuple, np.ndarray]:
 
 
 def ahead(pictures: Pictures) -> Iterator[tuple]:
-    """The images in order, made by a thread beside the network. One thread: a Synth keeps what it made last."""
+    """The images in order, made by a thread beside the network."""
     window, pool = deque(), ThreadPoolExecutor(1)
     try:
         for i in tqdm(range(len(pictures)), pictures.name, unit="image", leave=False, disable=None):
@@ -570,9 +576,8 @@ def main(argv=None) -> int:
     if args.folder:
         sets = folder_sets(args.folder, args.n)[:1 if args.same_mark or args.tune else 2]
     else:
-        recipe = args.recipe or ("default" if args.tune else None)
+        recipe = args.recipe or ("default" if args.tune else None)                 # and the clean photos
         sets = synthetic_sets(args.images, args.logos, recipe, args.n or SAMPLES, seed)
-        sets = sets[:1] if args.tune else sets
         if not args.images:
             print(f"no --images: generated backgrounds with the held-out part of {args.logos}; "
                   "photos are the test", file=sys.stderr)
@@ -590,7 +595,8 @@ def main(argv=None) -> int:
     shape = rows[0]["counts"].shape
     counts = [[np.reshape([row["counts"] for row in part], (len(part), *shape)) for part in parts]
               for parts in results]
-    masks = [lambda image, net=net, maps=maps: to_mask(prob_of(net, image, maps), net.threshold, args.dilate)
+    masks = [lambda image, net=net, maps=maps: to_mask(prob_of(net, image, maps), net.threshold, args.dilate,
+                                                       sure=0 if maps else None)
              for net, maps in zip(nets, shared)]
     if args.compare:
         report["comparison"] = {s.name: compare(a[:, 0], b[:, 0]) for s, a, b in zip(sets, *counts)}
@@ -620,7 +626,7 @@ def main(argv=None) -> int:
         print_report(report, np.concatenate([part[:, 0] for part in counts[0][:once]]), args.tables)
     if args.tune:
         curve = report["curves"][sets[0].name]
-        best = best_threshold(curve)
+        best = best_threshold(curve, report["curves"][sets[-1].name])
         print_table("threshold", curve, "iou precision recall false_alarm_rate")
         save_checkpoint(load_checkpoint(args.weights) | {"threshold": best}, args.weights)
         print(f"threshold {best} is stored in {args.weights}, in place of {nets[0].threshold}")

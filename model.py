@@ -6,10 +6,10 @@
 
     python model.py import FILE --arch unet --encoder mit_b5 -o OUT    # weights of the public notebook
     python model.py export runs/x/best.pt weights/watermark.pt         # a checkpoint, small enough to release
+    python model.py export runs/a runs/b mean.pt                       # the mean of two runs, often the best
     python model.py export --onnx runs/x/best.pt watermark.onnx        # for a browser or a C++ program
 
-Read top to bottom: network, device and precision, image in, mask out, checkpoint file; last what only today's
-weights/watermark.pt needs.
+Read top to bottom: network, device and precision, image in, mask out, checkpoint file, command line.
 """
 import argparse
 import contextlib
@@ -39,8 +39,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
-from segmentation_models_pytorch.base.modules import Conv2dReLU
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -55,10 +54,12 @@ NETWORK = {"format": int, "arch": str, "encoder": str, "options": dict, "size": 
 RUN = {"ema": dict, "optimizer": dict, "scaler": dict, "step": int, "best_iou": float, "args": dict,
        "files": dict, "log_size": int}
 WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
-ENCODER = "timm-tf_efficientnet_lite0"  # plain convolutions and BatchNorm: quick on every processor
+ENCODER = "tu-tf_efficientnet_lite0"  # plain convolutions and BatchNorm: quick on every processor
+OLD_NETWORK = "a615433"               # the last commit that reads the weights of the network before this one
 SIZE = 512                            # the network looks at SIZE x SIZE pixels, in the picture's own shape
 ENLARGE = 1.5                         # smaller pictures are enlarged to SIZE, at most this many times
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
+SURE = 0.98                           # a connected part counts if one of its pixels has this prob
 DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
 DRAFT = 1.5                           # a JPEG is decoded to at least this many times the side wanted
@@ -119,7 +120,7 @@ def build(arch: str = "unet", encoder: str = ENCODER, encoder_weights: str = "no
         raise ValueError(f"unknown encoder {encoder!r}{'; close to it: ' * bool(close)}{', '.join(close)}; "
                          f"timm's go by tu-NAME; smp has {', '.join(known)}")
     try:
-        net = (OldSegmenter if "subpixel" in (options or {}) else Segmenter)(arch, encoder, options)
+        net = Segmenter(arch, encoder, options)
     except KeyError as e:                     # smp's own sentence lists the architectures
         raise ValueError(e.args[0]) from e
     except Exception as e:                    # smp and timm raise a dozen kinds
@@ -173,7 +174,7 @@ def fuse_batchnorm(net: nn.Module) -> nn.Module:
     for parent in list(net.modules()):
         children = list(parent.named_children())
         for (name, conv), (following, bn) in zip(children, children[1:]):
-            if type(conv) is nn.Conv2d and type(bn) in (nn.BatchNorm2d, BatchNormAct2d):
+            if type(conv) in (nn.Conv2d, Conv2dSame) and type(bn) in (nn.BatchNorm2d, BatchNormAct2d):
                 setattr(parent, name, fuse_conv_bn_eval(conv, bn))
                 setattr(parent, following, getattr(bn, "act", nn.Identity()))
     return net
@@ -364,19 +365,14 @@ def fit(image: np.ndarray, size: float, shape: tuple[int, int] | None = None) ->
 # ---------------------------------------------------------------- mask out
 
 @torch.inference_mode()
-def look(net: Segmenter, images: np.ndarray) -> np.ndarray:
-    """(B, H, W, 3) uint8 RGB -> (B, H, W) float32 probabilities of one look each."""
+def predict_probs(net: Segmenter, images: list[np.ndarray]) -> np.ndarray:
+    """Images of one shape, each (H, W, 3) uint8 RGB -> (B, H, W) float32 probabilities."""
     device = net.mean.device
-    batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)                # (B, 3, H, W)
+    batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)      # (B, 3, H, W)
     dtype, _ = pick_amp("auto", device)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         logits = net(batch)                                                        # (B, 1, H, W)
     return logits.float().sigmoid()[:, 0].cpu().numpy()
-
-
-def predict_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Pictures of one shape, each (H, W, 3) uint8 RGB -> for each its (H, W) float32 probabilities."""
-    return old_probs(net, images) if isinstance(net, OldSegmenter) else list(look(net, np.stack(images)))
 
 
 def predict_prob(net: Segmenter, image: np.ndarray, size: int | None = None) -> np.ndarray:
@@ -404,13 +400,20 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     return grown
 
 
-def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, feather: int = 0) -> np.ndarray:
+def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, feather: int = 0,
+            sure: float | None = None) -> np.ndarray:
     """(H, W) probabilities -> (H, W) uint8, 255 where marked, 0 elsewhere.
 
+    Hysteresis (Canny 1986): of the pixels from `threshold` on, the connected parts that hold one from `sure` on.
     radius: of the dilation in pixels; None grows with the picture.
     feather: width in pixels of a soft edge outside of that, where 255 falls to 0; for tools that blend.
+    sure: None takes SURE; 0 takes every pixel from the threshold on, which suits the mean of many maps.
     """
-    mask = dilate(prob >= threshold, default_dilation(*prob.shape) if radius is None else radius)
+    sure = max(SURE if sure is None else sure, threshold)
+    n, parts = cv2.connectedComponents(np.uint8(prob >= threshold))                # (H, W), 0 outside
+    is_sure = np.zeros(n, bool)
+    is_sure[parts[prob >= sure]] = True
+    mask = dilate(is_sure[parts], default_dilation(*prob.shape) if radius is None else radius)
     if feather:
         distance = cv2.distanceTransform(255 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         mask = (255 * np.clip(1 - distance / (feather + 1), 0, 1)).round().astype(np.uint8)
@@ -481,6 +484,8 @@ def load_checkpoint(path: Path) -> dict:
                          "(python model.py import takes the public notebook's)")
     if checkpoint["format"] != FORMAT:
         raise ValueError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
+    if "subpixel" in checkpoint["options"]:
+        raise ValueError(f"{path} holds the network of old: commit {OLD_NETWORK} is the last that reads it")
     return dict.fromkeys(RUN) | checkpoint
 
 
@@ -538,10 +543,23 @@ def import_notebook(path: Path, arch: str, encoder: str) -> Segmenter:
     return net
 
 
-def export(path: Path) -> dict:
-    """A checkpoint stripped to what inference needs: averaged weights in half precision."""
-    net = from_checkpoint(load_checkpoint(path))
-    return pack(net, model={k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()})
+def export(paths: list[Path]) -> dict:
+    """Checkpoints of one network -> what inference needs: the mean of their weights, in half precision.
+
+    The mean of several runs is often better than each of them ("model soup", Wortsman et al. 2022). Vectors
+    stay in float32, since a running variance may lie above 65,504, where half precision ends.
+    Raises ValueError where the networks differ.
+    """
+    nets, mean = [from_checkpoint(load_checkpoint(path)) for path in paths], {}
+    for path, net in zip(paths, nets):
+        if (net.arch, net.encoder, net.options) != (nets[0].arch, nets[0].encoder, nets[0].options):
+            raise ValueError(f"no mean of two networks: {paths[0]} is {nets[0].arch} on {nets[0].encoder}, "
+                             f"{path} is {net.arch} on {net.encoder}")
+    for name, value in nets[0].state_dict().items():
+        if value.is_floating_point():
+            value = torch.stack([net.state_dict()[name] for net in nets]).mean(0)
+        mean[name] = value.half() if value.is_floating_point() and value.ndim > 1 else value
+    return pack(nets[0], model=mean)
 
 
 class OneLook(nn.Module):
@@ -556,9 +574,9 @@ class OneLook(nn.Module):
 
 
 def export_onnx(path: Path) -> bytes:
-    """The network for any height and width, normalisation and padding inside, size and threshold as metadata.
+    """The network for any height and width, normalisation and padding inside.
 
-    Give it the picture as fit() makes it. It looks once: what old_probs adds is left out.
+    Give it the picture as fit() makes it. Its metadata has `size`, and `threshold` and `sure` of to_mask.
     Raises ValueError where the package onnx is missing.
     """
     try:
@@ -573,7 +591,8 @@ def export_onnx(path: Path) -> bytes:
                                 opset_version=17, input_names=["image"], output_names=["prob"],
                                 dynamic_axes={"image": sizes, "prob": sizes})
     graph = onnx.load_from_string(file.getvalue())
-    onnx.helper.set_model_props(graph, {"size": str(net.size), "threshold": str(net.threshold)})
+    facts = {"size": net.size, "threshold": net.threshold, "sure": SURE}
+    onnx.helper.set_model_props(graph, {name: str(value) for name, value in facts.items()})
     onnx.checker.check_model(graph)
     return graph.SerializeToString()
 
@@ -656,7 +675,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--encoder", default="mit_b5", help="likewise (default: %(default)s)")
     p.add_argument("-o", "--out", type=Path, required=True)
     p = commands.add_parser("export", help="strip a checkpoint for release, in half precision")
-    p.add_argument("file", type=Path, help="a checkpoint, or the folder of a run")
+    p.add_argument("files", type=Path, nargs="+", metavar="file",
+                   help="a checkpoint, or the folder of a run; of several of one network, the mean is taken")
     p.add_argument("out", type=Path)
     p.add_argument("--onnx", action="store_true",
                    help="write ONNX instead: uint8 RGB (B, H, W, 3) in, probabilities (B, H, W) out")
@@ -664,84 +684,14 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "import":
         save_checkpoint(pack(import_notebook(args.file, args.arch, args.encoder)), args.out)
     elif args.onnx:
+        if len(args.files) > 1:
+            raise ValueError("--onnx takes one checkpoint: export their mean first")
         with replacing(args.out) as file:
-            file.write(export_onnx(args.file))
+            file.write(export_onnx(args.files[0]))
     else:
-        save_checkpoint(export(args.file), args.out)
+        save_checkpoint(export(args.files), args.out)
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MB")
     return 0
-
-
-# ---------------------------------------------------------------- only for today's weights/watermark.pt
-# Its network is not smp's own, and it looks two or three times. All of that goes with the file.
-
-DISPUTED = 0.3                        # a third look decides where the highest probs of two differ by more
-THIRD_LOOK = 0.6                      # size of the third look, as a share of the others'
-DOUBT = 12.2                          # how strictly a picture's surest pixel bounds its probs, see old_probs
-
-
-class OldSegmenter(Segmenter):
-    """smp's U-Net, but it ends at half resolution, and residual blocks end the blocks of its decoder.
-
-    In place of the last block, a sub-pixel convolution (Shi et al. 2016) gives the four logits of each
-    position. The decoder's first convolution is 1 x 1.
-    options: smp's, `subpixel`, and `residuals`, how many end each block, coarsest first.
-    """
-
-    def __init__(self, arch: str, encoder: str, options: dict):
-        stock = {k: v for k, v in options.items() if k not in ("subpixel", "residuals")}
-        super().__init__(arch, encoder, stock)
-        self.options, blocks = options, self.model.decoder.blocks
-        if options["subpixel"]:
-            first, channels = blocks[0].conv1, blocks[-2].conv2[0].out_channels
-            first[0] = nn.Conv2d(first[0].in_channels, first[0].out_channels, 1, bias=False)
-            del blocks[-1]
-            self.model.segmentation_head = nn.Sequential(
-                nn.Conv2d(channels, 4, 3, padding=1),                     # (B, 4, H/2, W/2)
-                nn.PixelShuffle(2))                                       # (B, 1, H, W)
-        for block, n in zip(blocks, options.get("residuals", ())):
-            block.attention2 = nn.Sequential(*(Residual(block.conv2[0].out_channels) for _ in range(n)))
-
-    def train(self, mode: bool = True) -> nn.Module:
-        """BatchNorm keeps its statistics: the released weights were trained so, and lose much without them."""
-        super().train(mode)
-        for bn in self.modules():
-            if isinstance(bn, nn.modules.batchnorm._BatchNorm):          # SyncBatchNorm, too
-                bn.eval()
-        return self
-
-
-class Residual(nn.Sequential):
-    """x (B, C, H, W) plus two 3 x 3 convolutions of it."""
-
-    def __init__(self, channels: int):
-        super().__init__(Conv2dReLU(channels, channels, 3, padding=1),
-                         nn.Conv2d(channels, channels, 3, padding=1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + super().forward(x)
-
-
-def old_probs(net: Segmenter, images: list[np.ndarray]) -> list[np.ndarray]:
-    """As predict_probs: the mean of the picture and its mirror image.
-
-    Where only one of the two has a mark, a smaller look decides: the median of the three.
-    The surest pixel of a picture bounds all of its probs: no odds are above the root of its odds / DOUBT. So a
-    surest pixel of .99 allows .45, the threshold, and one of .999 allows .72. Clean photos have few of these.
-    """
-    stack = np.stack(images)
-    plain, mirrored = np.split(look(net, np.concatenate([stack, stack[:, :, ::-1]])), 2)
-    mirrored = mirrored[:, :, ::-1]
-    probs = (plain + mirrored) / 2
-    gaps = np.abs(plain.max((1, 2)) - mirrored.max((1, 2)))
-    for i in np.flatnonzero(gaps > DISPUTED):
-        H, W = probs[i].shape
-        small = fit(images[i], THIRD_LOOK * square_side(H, W))
-        third = resize_prob(look(net, small[None])[0], H, W)
-        probs[i] = third.clip(np.minimum(plain[i], mirrored[i]), np.maximum(plain[i], mirrored[i]))
-    surest = probs.max((1, 2), keepdims=True)
-    allowed = np.sqrt(surest) / (np.sqrt(surest) + DOUBT * np.sqrt(1 - surest))
-    return list(np.minimum(probs, allowed))                                        # B x (H, W)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ A picture that cannot be read or written costs one sentence on stderr, never the
 Exit code: 0 all written, 1 some failed, 2 wrong usage or nothing to do.
 
 A line of --json has input, mask, width, height; coverage, the marked share of the pixels; max_prob, the
-highest probability in the picture (from the threshold on, something is marked); boxes, one for each mark, best
-first, with the highest probability in it as its score. Some have orientation (EXIF), pages, group (how many
-pictures share the mask) or error.
+highest probability in the picture; boxes, one for each mark, best first, with the highest probability in it as
+its score. Some have orientation (EXIF), pages, group (how many pictures share the mask) or error.
 
 From Python, also from the threads of a server:
 
@@ -62,9 +61,10 @@ from PIL import Image, ImageOps
 from torch import distributed as dist
 from tqdm import tqdm
 
-from model import (ENLARGE, FORMATS, MAX_PIXELS, SIZE, WEIGHTS, Segmenter, default_dilation, dilate, first_line,
-                   fit, load_image, load_model, one_way_out, open_image, pick_amp, pick_device, predict_prob,
-                   predict_probs, printable, read_image, replacing, resize_prob, square_side, to_mask)
+from model import (ENLARGE, FORMATS, MAX_PIXELS, SIZE, WEIGHTS, Segmenter, default_dilation, dilate,
+                   first_line, fit, load_image, load_model, one_way_out, open_image, pick_amp, pick_device,
+                   predict_prob, predict_probs, printable, read_image, replacing, resize_prob, square_side,
+                   to_mask)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape in a pass; a CPU gains nothing from two
 NETWORKS = 4                                  # so many at most work side by side, each on its share of cores
@@ -347,12 +347,14 @@ def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
     record, prob = result
     if prob is None or "present" in record:
         return record
+    # a mean of many maps is hardly ever sure
+    sure = 0 if args.same_mark or is_video(record["input"]) else None
     try:
         record["max_prob"] = round(float(prob.max()), 4)
         if args.list:
-            return record | {"coverage": float((prob >= threshold).mean())}
+            return record | {"coverage": float((to_mask(prob, threshold, 0, sure=sure) > 0).mean())}
         prob = resize_prob(prob, record["height"], record["width"])       # (H, W)
-        mask = to_mask(prob, threshold, args.dilate, args.feather)
+        mask = to_mask(prob, threshold, args.dilate, args.feather, sure)
         if args.stored:
             mask, prob = unturn(mask, record), unturn(prob, record)
             record["height"], record["width"] = mask.shape

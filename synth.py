@@ -24,7 +24,7 @@ import uuid
 import zlib
 from bisect import bisect
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import accumulate, count, islice, repeat
 from multiprocessing import active_children, parent_process
 from pathlib import Path
@@ -38,6 +38,7 @@ from tqdm import tqdm
 MASK_ALPHA = 0.08          # the mask is where the mark's own alpha, before opacity, is above this
 MIN_CHANGE = 10            # levels of 255 by which a pixel must change to be seen on flat ground
 TEXTURE = 0.9              # share of the local contrast by which it must change on textured ground
+COLOUR = 0.5               # share of the strongest channel's change that counts: blue on brown is seen
 SEEN = 0.55                # a mark is laid again if a smaller share of its pixels is seen
 RETRIES = 5                # a mark is laid again so often; then the sample goes without it
 HELD_OUT = 10              # per cent of the files that training never sees, by a hash of the file name
@@ -46,11 +47,12 @@ LOGO_CACHE = 800           # logos that each process keeps decoded: this bounds 
 PHOTO_SIDE = 1024          # photos are decoded at reduced size as long as the longest side stays above this
 MAX_PIXELS = 100_000_000   # larger pictures are left out, but not JPEG photos, which decode at 1/8
 FLAT = 20                  # levels of 255: an opaque logo loses a ground that is this near to white or black
-PAGES = 0.03               # share of the backgrounds that are drawn pages or screens
+DRAWINGS = 0.06            # share of the backgrounds that are flat drawings
+PAGES = 0.03               # share that are drawn pages or screens
 LEAVES = 0.02              # share that are dead leaves, beside photos
+LOOK = 460                 # pixels of the short side of most photos when predict.py looks at them
 ENLARGED = 0.5             # share of the crops that are marked and saved small, then enlarged
 CONTINUED = 0.35           # share of the photos smaller than the crop that are continued by their mirror image
-SHARED = 4                 # crops in a row that share a photo, for speed; no harm (Fort et al. 2021)
 COUNTS = {0: 27, 1: 48, 2: 15, 3: 6, 4: 4}        # number of marks -> weight: with misses, a third is clean
 BLENDS = {"normal": 80, "multiply": 8, "screen": 6, "overlay": 6}      # blend mode -> weight
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -326,6 +328,17 @@ def noise_texture(k: int) -> np.ndarray:
     return np.ascontiguousarray((noise - noise.mean()) / noise.std())
 
 
+def draw_shape(rng, image: np.ndarray, centre: tuple[int, int], r: float, colour, line: int = -1) -> None:
+    """An ellipse, filled or a line, or a polygon; r pixels from its centre at most."""
+    if rng.random() < 0.5:
+        axes = (int(r) + 1, int(r * rng.uniform(0.3, 1)) + 1)
+        cv2.ellipse(image, centre, axes, rng.uniform(0, 180), 0, 360, colour, line, cv2.LINE_AA)
+    else:
+        angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 8))))
+        points = np.array(centre) + r * np.stack([np.cos(angles), np.sin(angles)], 1)
+        cv2.fillPoly(image, [points.astype(np.int32)], colour, cv2.LINE_AA)
+
+
 def generate_background(rng: np.random.Generator, W: int = 480, H: int = 352) -> np.ndarray:
     """Dead leaves over 1/f texture (Lee, Mumford & Huang 2001): occluding shapes with power-law sizes."""
     image = np.empty((H, W, 3), np.uint8)
@@ -335,13 +348,7 @@ def generate_background(rng: np.random.Generator, W: int = 480, H: int = 352) ->
         r = min(r, 0.7) * max(H, W)
         colour = (255 * np.clip(scene + rng.normal(0, 0.25, 3), 0, 1)).tolist()
         centre = (int(rng.integers(0, W)), int(rng.integers(0, H)))
-        if rng.random() < 0.5:
-            axes = (int(r) + 1, int(r * rng.uniform(0.3, 1)) + 1)
-            cv2.ellipse(image, centre, axes, rng.uniform(0, 180), 0, 360, colour, -1, cv2.LINE_AA)
-        else:
-            angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 8))))
-            points = np.array(centre) + r * np.stack([np.cos(angles), np.sin(angles)], 1)
-            cv2.fillPoly(image, [points.astype(np.int32)], colour, cv2.LINE_AA)
+        draw_shape(rng, image, centre, r, colour)
     light, grain = (cv2.resize(noise_texture(int(k)), (W, H)) for k in rng.integers(0, 16, 2))
     noise = cv2.addWeighted(light, 255 * rng.uniform(0, 0.15), grain[::-1], 255 * rng.uniform(0, 0.06), 0)
     return cv2.add(image, noise, dtype=cv2.CV_8U)
@@ -413,6 +420,42 @@ def generate_page(rng: np.random.Generator, art: "Art") -> np.ndarray:
     return image
 
 
+def draw_rows(rng, image: np.ndarray, colour) -> None:
+    """Rows of small boxes, all alike or not: lines of text, books on a shelf, dashes, icons."""
+    H, W = image.shape[:2]
+    left, top = int(rng.integers(W)), int(rng.integers(H))
+    columns, rows = int(rng.integers(2, 14)), int(rng.integers(1, 6))
+    w, h, alike = int(rng.integers(2, 16)), int(log_uniform(rng, 1, 20)), rng.random() < 0.5
+    for bottom in range(top + h, top + h + rows * (2 * h + 3), 2 * h + 3):
+        x = left
+        for _ in range(columns):
+            wide = w if alike else int(w * log_uniform(rng, 0.4, 4)) + 1
+            high = h if alike else h + int(rng.integers(h + 1))
+            cv2.rectangle(image, (x, bottom - high), (x + wide, bottom), colour, -1)
+            x += wide + int(rng.integers(1, 6))
+
+
+def generate_drawing(rng: np.random.Generator, art: "Art") -> np.ndarray:
+    """A flat illustration of shapes, rows of small things and emblems. They belong to it: none is a mark."""
+    W, H = pick(rng, ((480, 352), (352, 480), (416, 416), (544, 352)))
+    image = np.full((H, W, 3), 255 if rng.random() < 0.4 else rng.integers(150, 256, 3), np.uint8)
+    if rng.random() < 0.3:                        # from one colour to another
+        shade = np.linspace(0, 1, H)[:, None, None] * rng.integers(-60, 60, 3)                     # (H, 1, 3)
+        image = np.clip(image + shade, 0, 255).astype(np.uint8)
+    colours = (255 * np.stack([pick_colour(rng) for _ in range(5)])).tolist()
+    for _ in range(int(rng.integers(0, 12))):
+        centre, r = (int(rng.integers(W)), int(rng.integers(H))), W * log_uniform(rng, 0.02, 0.4)
+        draw_shape(rng, image, centre, r, pick(rng, colours), pick(rng, (-1, 1, 3), (60, 20, 20)))
+    for _ in range(pick(rng, (0, 1, 2, 3), (40, 20, 20, 20))):
+        draw_rows(rng, image, pick(rng, colours))
+    for _ in range(int(rng.integers(0, 6))):
+        emblem = art.emblem(rng, log_uniform(rng, 0.04, 0.9) * H)
+        if rng.random() < 0.5:
+            emblem = tint(cv2.extractChannel(emblem, 3), np.array(pick(rng, colours)) / 255)
+        lay(image, np.zeros((H, W), np.uint8), *anywhere(rng, emblem, W, H, turned=0.3), 1, "normal", seen=0)
+    return image
+
+
 def passepartout(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
     """A plain border, with a thin line or not: photographers frame, and a frame is no mark."""
     for n in (1, max(2, round(min(photo.shape[:2]) * rng.uniform(0.01, 0.1))))[rng.random() < 0.6:]:
@@ -422,13 +465,18 @@ def passepartout(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
 
 
 def vary(rng: np.random.Generator, image: np.ndarray, mirror: bool = True) -> np.ndarray:
-    """The photo before it is marked: mirrored, graded or grey."""
+    """The photo before it is marked: mirrored, graded, grey or as if painted."""
     if mirror and rng.random() < 0.5:
         image = cv2.flip(image, 1)
     if rng.random() < 0.3:
         image = curve(rng, image, 0.1)
     if rng.random() < 0.04:
         image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if rng.random() < 0.05:                       # as if painted: flat areas, half of the time in few tones
+        image = cv2.medianBlur(image, pick(rng, (3, 5, 7, 9)))
+        if rng.random() < 0.5:
+            step = 256 // int(rng.integers(4, 12))
+            image = image // step * step + step // 2
     return image
 
 
@@ -743,7 +791,7 @@ def repeated(rng, cell: np.ndarray, W: int, H: int, turned: float):
 def logo(rng, art, W, H):
     """A logo, upright in a corner, or stretched and turned anywhere as CLWD and the LOGO sets do."""
     share = rng.uniform(0.3, 1.0) if rng.random() < 0.6 else log_uniform(rng, 0.08, 0.5)
-    stretch = log_uniform(rng, 0.25, 4) if rng.random() < 0.5 else 1
+    stretch = log_uniform(rng, 0.16, 6) if rng.random() < 0.5 else 1
     return anywhere(rng, art.logo(rng, share * min(W, H)), W, H, turned=0.6, corner=0.25, stretch=stretch)
 
 
@@ -887,12 +935,12 @@ def grid(rng, art, W, H):
 
 
 # name -> weight, function, lowest and highest opacity
-KINDS = {"logo": (28, logo, 0.12, 1), "name": (16, name, 0.15, 1), "site": (14, site, 0.8, 1),
+KINDS = {"logo": (34, logo, 0.12, 1), "name": (16, name, 0.15, 1), "site": (14, site, 0.8, 1),
          "wordmark": (22, wordmark, 0.12, 1), "credit": (16, credit, 0.2, 1),
          "label": (12, label, 0.35, 0.9), "across": (5, across, 0.12, 0.9), "stamp": (5, stamp, 0.15, 1),
          "tiles": (14, tiles, 0.12, 0.9), "grid": (10, grid, 0.12, 0.9)}
 OWN_KINDS = ("logo", "tiles")
-PAGE_KINDS = ("across", "tiles", "name", "logo", "label")          # on pages: a stamp there is the page's own
+DRAWN_KINDS = ("across", "tiles", "grid", "label", "credit")       # on pages and drawings: logos are their own
 
 
 # ---------------------------------------------------------------- laying a mark
@@ -941,13 +989,17 @@ def seen_share(before: np.ndarray, after: np.ndarray, inside: np.ndarray) -> tup
     """Share of the pixels `inside` (h, w) uint8 whose change a person sees, and sees plainly: twice as large.
 
     before, after: (h, w, 3) uint8. A pixel must change by MIN_CHANGE, and by TEXTURE times the local contrast
-    that hides it: the mean distance from the local mean over 21 pixels.
+    that hides it: the mean distance from the local mean over 21 pixels. The change is that of the grey value,
+    or COLOUR of the strongest channel's.
     """
     grey = cv2.cvtColor(before, cv2.COLOR_RGB2GRAY)
     contrast = cv2.blur(cv2.absdiff(grey, cv2.blur(grey, (21, 21))), (21, 21))
     needed = cv2.max(cv2.convertScaleAbs(contrast, alpha=TEXTURE), MIN_CHANGE)
-    change = cv2.blur(cv2.cvtColor(cv2.absdiff(before, after), cv2.COLOR_RGB2GRAY), (3, 3))
-    change, n = cv2.bitwise_and(change, inside), max(cv2.countNonZero(inside), 1)
+    change = cv2.absdiff(before, after)
+    strongest = reduce(cv2.max, cv2.split(change))
+    change = cv2.max(cv2.cvtColor(change, cv2.COLOR_RGB2GRAY), cv2.convertScaleAbs(strongest, alpha=COLOUR))
+    change = cv2.bitwise_and(cv2.blur(change, (3, 3)), inside)
+    n = max(cv2.countNonZero(inside), 1)
     return tuple(np.count_nonzero(change >= least) / n for least in (needed, cv2.add(needed, needed)))
 
 
@@ -1034,9 +1086,10 @@ def choose_frame(rng: np.random.Generator, W: int, H: int, size: int) -> tuple[i
     """
     side = round(size / rng.uniform(1, 2)) if rng.random() < ENLARGED else size
     side = max(min(side, W, H), size // 4)        # tiny photos are enlarged all the same
-    # half of the time the window holds all it can, since a large mark needs its surroundings
-    largest = max(side, min(1.9 * side, W, H))
-    short = pick(rng, (side, largest, rng.uniform(side, largest)), (50, 20, 30))
+    # a small crop lies on a frame of up to LOOK pixels, so that marks are as large as when predict.py looks;
+    # at times it holds all of the short side, since a large mark needs its surroundings
+    largest = max(side, min(max(1.9, LOOK / size) * side, W, H))
+    short = pick(rng, (side, largest, rng.uniform(side, largest)), (30, 25, 45))
     return max(round(W * short / min(W, H)), side), max(round(H * short / min(W, H)), side), side
 
 
@@ -1090,7 +1143,6 @@ class Synth:
             raise ValueError(f"no recipe {recipe!r}; there are {', '.join((*RECIPES, OWN))}")
         self.images, self.recipe, self.size, self.seed, self.n = images, recipe, size, seed, n
         self.kinds = OWN_KINDS if recipe == OWN else kinds
-        self.last = None, None                    # what the crops lie on: (seed, number) and the picture
         self.photos = take_part(find_files(images, PHOTO_TYPES), images, held_out)
         if images is not None and not self.photos:
             raise ValueError(f"no photo in {images} (looked for {' '.join(PHOTO_TYPES)})")
@@ -1115,7 +1167,7 @@ class Synth:
         """-> image (3, H, W) uint8 RGB, mask (1, H, W) uint8 {0, 1}, and how it was made (JSON types)."""
         rng = np.random.default_rng([seed, i])
         ours = self.recipe in ("default", OWN)
-        image, mask, meta = self.default(rng, seed, i) if ours else self.published(rng)
+        image, mask, meta = self.default(rng) if ours else self.published(rng)
         meta |= {"recipe": self.recipe, "seed": seed, "index": i,
                  "coverage": round(cv2.countNonZero(mask) / mask.size, 6)}
         planes = np.empty((3, *image.shape[:2]), np.uint8)
@@ -1140,22 +1192,20 @@ class Synth:
         opacity = low + (high - low) * rng.random() ** 1.3         # more faint ones, since some are not seen
         return kind, *draw(rng, self.art, W, H), opacity, pick(rng, BLENDS)
 
-    def ground(self, seed: int, i: int) -> tuple[np.ndarray, str]:
-        """What sample i lies on, and its name: a photo, a page or dead leaves. Crops in a row share it."""
-        key = (seed, i // SHARED if self.size else i)
-        if self.last[0] != key:
-            rng = np.random.default_rng([*key, 1])
-            kind = pick(rng, {"page": PAGES, "generated": LEAVES, "photo": 1 - PAGES - LEAVES})
-            self.last = key, (self.background(rng) if kind == "photo" else
-                              (generate_page(rng, self.art), kind) if kind == "page" else
-                              (generate_background(rng), kind))
-        return self.last[1]
+    def ground(self, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        """What a sample lies on, (H, W, 3) uint8, and its name: a photo, a drawing, a page or dead leaves."""
+        kind = pick(rng, {"drawing": DRAWINGS, "page": PAGES, "generated": LEAVES,
+                          "photo": 1 - DRAWINGS - PAGES - LEAVES})
+        if kind == "photo":
+            return self.background(rng)
+        return (generate_background(rng) if kind == "generated" else
+                generate_page(rng, self.art) if kind == "page" else generate_drawing(rng, self.art)), kind
 
-    def default(self, rng: np.random.Generator, seed: int, i: int):
+    def default(self, rng: np.random.Generator):
         """What people meet: any number of marks on a photo, or a window of it; then the camera."""
-        photo, name = self.ground(seed, i)
-        kinds = tuple(k for k in self.kinds if k in PAGE_KINDS) if name == "page" else ()
-        kinds = kinds or self.kinds
+        photo, name = self.ground(rng)
+        drawn_kinds = tuple(k for k in self.kinds if k in DRAWN_KINDS) if name in ("page", "drawing") else ()
+        kinds = drawn_kinds or self.kinds
         if self.size and min(photo.shape[:2]) < self.size and rng.random() < CONTINUED:
             bottom, right = (max(round(self.size * rng.uniform(1, 1.3)) - n, 0) for n in photo.shape[:2])
             photo = cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REFLECT)

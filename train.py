@@ -51,7 +51,7 @@ from model import (ENCODER, SIZE, build, channels_last, first_line, from_checkpo
 from synth import FONT_TYPES, OWN, STOP_SIGNALS, TEMPORARY, Synth, crop, find_files, start_worker, warn_once
 
 WARMUP = 200               # steps of linear warm-up, at most a tenth of the run
-MIN_LR = 0.01              # the cosine ends at this share of the peak
+DECAY = 0.3                # the learning rate falls to zero over this last share of the run
 LR, INIT_LR = 2e-3, 5e-4   # peak learning rate of a new network, and with --init
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
 WEIGHT_DECAY = 0.01
@@ -77,12 +77,9 @@ NEWTON_SCHULZ = muon.zeropower_via_newtonschulz              # timm's; see make_
 
 
 def lr_at(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine down to MIN_LR."""
-    warmup = min(WARMUP, steps // 10)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return MIN_LR + (1 - MIN_LR) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+    """Share of the peak learning rate: linear warm-up, constant, linear decay to zero (Hägele et al. 2024)."""
+    warmup = max(min(WARMUP, steps // 10), 1)
+    return min((step + 1) / warmup, 1, (steps - step) / (DECAY * steps))
 
 
 def loss_parts(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -543,8 +540,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
         depthwise_in_float32(net)
     if args.compile:
         net.compile()
-    # smp's EfficientNets keep a last layer that nothing uses
-    forward = DistributedDataParallel(net, find_unused_parameters=True) if world > 1 else net
+    forward = DistributedDataParallel(net) if world > 1 else net
     batches = positions(step, args.steps, args.batch_size // world, rank, world, args.echo)
     loader = DataLoader(train_set, batch_sampler=batches, num_workers=args.workers,
                         prefetch_factor=4 if args.workers else None, pin_memory=device.type == "cuda",

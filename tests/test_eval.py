@@ -38,6 +38,7 @@ class White(nn.Module):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(model, "ENLARGE", 1)      # small images stay as they are, and White exact
+    monkeypatch.setattr(model, "SURE", 0)         # an untrained network is never sure
     monkeypatch.setattr(ev, "BOOTSTRAP", 50)
 
 
@@ -158,15 +159,17 @@ def test_interval_is_reproducible_and_covers(monkeypatch):
     assert ev.mean(np.array([0.5])) == (0.5, 0.5, 0.5) and np.isnan(ev.mean(np.array([]))).all()
 
 
-def test_best_threshold_has_the_best_iou_then_the_fewest_false_alarms_then_the_most_recall():
+def test_best_threshold_is_quiet_then_has_the_best_iou_the_fewest_false_alarms_the_most_recall(capsys):
     curve = {t: {"n_marked": 1, "iou": iou, "false_alarm_rate": rate} for t, iou, rate in (
         (0.1, 0.499, 0.3), (0.15, 0.4985, 0.1), (0.2, 0.5, 0.2), (0.3, 0.5, 0.1), (0.5, 0.49, 0))}
-    assert ev.best_threshold(curve) == 0.15
-    for scores in curve.values():
-        scores["false_alarm_rate"] = float("nan")          # no clean sample
-    assert ev.best_threshold(curve) == 0.1
+    assert ev.best_threshold(curve, curve) == 0.5          # the only one with 3 % at most
+    curve[0.5]["false_alarm_rate"] = 0.04
+    assert ev.best_threshold(curve, curve) == 0.15         # none has
+    assert "no threshold leaves 97% of the clean images unmarked" in capsys.readouterr().err
+    silent = {t: {"false_alarm_rate": float("nan")} for t in curve}                        # no clean image
+    assert ev.best_threshold(curve, silent) == 0.1 and not capsys.readouterr().err
     with pytest.raises(ValueError, match="raise --n"):
-        ev.best_threshold({0.5: {"n_marked": 0}})
+        ev.best_threshold({0.5: {"n_marked": 0}}, {})
 
 
 def test_breakdown_takes_marks_only_where_there_is_exactly_one():

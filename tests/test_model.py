@@ -12,7 +12,6 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.layers import convert_sync_batchnorm
 
 import model
 from conftest import ROOT
@@ -210,6 +209,21 @@ def test_dilation_is_rounds_of_the_cross():
     assert [default_dilation(300, 512), default_dilation(3000, 4096), default_dilation(8, 8)] == [3, 24, 1]
 
 
+@pytest.mark.parametrize("threshold, sure, expected", [
+    (0.4, {}, "110000011"), (0.99, {}, "000000010"), (0.4, {"sure": 0}, "110111011"), (0.97, {}, "010000010"),
+    (0, {}, "111111111")])
+def test_a_mask_is_the_connected_parts_that_hold_a_sure_pixel(threshold, sure, expected):
+    prob = np.float32([[0.5, 0.985, 0.3, 0.7, 0.975, 0.5, 0.1, 0.995, 0.4]])
+    mask = model.to_mask(prob, threshold, 0, **sure)
+    assert mask.dtype == np.uint8 and np.array_equal(mask[0], [255 * int(c) for c in expected])
+    assert np.array_equal(model.to_mask(prob.T, threshold, 0, **sure), mask.T)
+
+
+def test_parts_that_touch_at_a_corner_are_connected():
+    assert model.to_mask(np.float32([[0.99, 0.1], [0.1, 0.6]]), 0.5, 0).tolist() == [[255, 0], [0, 255]]
+    assert not model.to_mask(np.zeros((4, 4), np.float32), 0.5).any()
+
+
 # ---------------------------------------------------------------- checkpoint file
 
 def test_bad_weights_are_one_short_sentence_at_once(net, saved, tmp_path, monkeypatch):
@@ -220,13 +234,13 @@ def test_bad_weights_are_one_short_sentence_at_once(net, saved, tmp_path, monkey
     odd = [{"model": 1}, {"encoder": 3}, {"encoder": ["x"]}, {"encoder": "x" * 10**6}, {"encoder": "\x1b[2J\n"},
            {"encoder": "tu-hf-hub:timm/resnet18"}, {"arch": "dpt"}, {"size": 10**9}, {"size": 0.5},
            {"threshold": math.nan}, {"threshold": math.inf}, {"threshold": -0.5}, {"threshold": 0.0},
-           {"options": {"subpixel": True, "residuals": [10**6]}}, {"options": {"residuals": 3, "subpixel": 1}},
            {"options": {"decoder_channels": [10**9] * 5}}, {"options": {"checkpoint_path": "x"}},
            {"options": {3: 4}}, {"step": "7"}, {"ema": [1]}]
     for bad, words in [
             (good[:5000], "no complete weights file|refused"), (b"", "no complete weights file"),
             (pickle.dumps(exec, protocol=2), "refused"), ({"arch": exec}, "refused"),
             (flipped, "a tensor in it is damaged"), ({"format": 99}, "format 99"),
+            ({"options": {"subpixel": True}}, "network of old: commit a615433 is the last that reads it"),
             ({"encoder": "resnet18"}, "do not fit"), ({"model": nan}, "not finite"),
             *((change, None) for change in odd)]:
         if isinstance(bad, dict):
@@ -333,6 +347,36 @@ def test_export_is_half_the_size_and_holds_the_averaged_weights(net, tmp_path, c
     assert all(torch.allclose(exported[k], v, rtol=1e-3, atol=1e-6) for k, v in ema.items())
 
 
+def test_a_variance_too_large_for_half_precision_is_exported_and_loads(tmp_path, capsys):
+    net = build("linknet", SMALL)
+    norm = next(part for part in net.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    norm.running_var.fill_(1e6)
+    save_checkpoint(pack(net), tmp_path / "best.pt")
+    assert model.main(["export", str(tmp_path), str(tmp_path / "out.pt")]) == 0
+    exported = load_checkpoint(tmp_path / "out.pt")["model"]
+    assert load_model(tmp_path / "out.pt") and 1e6 in [float(v.max()) for v in exported.values()]
+    assert {v.dtype for v in exported.values() if v.ndim > 1} == {torch.float16}
+
+
+def test_export_of_several_is_their_mean(tmp_path, capsys):
+    paths, states = [str(tmp_path / f"{i}.pt") for i in range(3)], []
+    for path in paths:
+        net = build("linknet", SMALL)
+        net.model.decoder.requires_grad_(False)                        # no matter: a state has all tensors
+        states.append({k: v.clone() for k, v in net.state_dict().items()})
+        save_checkpoint(pack(net), path)
+    assert model.main(["export", *paths, str(tmp_path / "mean.pt")]) == 0
+    mean = load_checkpoint(tmp_path / "mean.pt")["model"]
+    for name, value in mean.items():
+        expected = sum(state[name].double() for state in states) / 3
+        assert torch.allclose(value.double(), expected, rtol=1e-3, atol=1e-6), name
+    save_checkpoint(pack(build("fpn", SMALL)), paths[1])
+    capsys.readouterr()
+    for command, words in ((paths, f"0.pt is linknet on {SMALL}"), (["--onnx", *paths], "--onnx takes one")):
+        assert model.main(["export", *command, str(tmp_path / "no.pt")]) == 2
+        assert words in capsys.readouterr().err and not (tmp_path / "no.pt").exists()
+
+
 def test_onnx_says_what_torch_says(saved, tmp_path, capsys, monkeypatch):
     command = ["export", "--onnx", str(saved), str(tmp_path / "w.onnx")]
     with monkeypatch.context() as m:
@@ -342,7 +386,7 @@ def test_onnx_says_what_torch_says(saved, tmp_path, capsys, monkeypatch):
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     net, code = load_model(saved), model.main(command)
     props = {p.key: p.value for p in onnx.load(tmp_path / "w.onnx").metadata_props}
-    assert code == 0 and props == {"size": str(net.size), "threshold": str(net.threshold)}
+    assert code == 0 and props == {"size": "512", "threshold": "0.5", "sure": "0.98"}
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     session = runtime.InferenceSession(tmp_path / "w.onnx", providers=["CPUExecutionProvider"])
     for B, H, W in ((1, 64, 96), (2, 50, 33), (1, 7, 130)):
@@ -369,45 +413,11 @@ def test_import_of_the_public_notebook(tmp_path, capsys):
     assert torch.allclose(ours, theirs((image / 255 - 0.4) / 0.2), atol=1e-4)
 
 
-# ---------------------------------------------------------------- only for today's weights/watermark.pt
-
-def test_the_released_file_is_read_as_it_was():
-    net, image = load_model(), noise(64, 96, 3).numpy()
-    prob, mirrored = (predict_prob(net, np.ascontiguousarray(x)) for x in (image, image[:, ::-1]))
-    assert np.abs(prob[:, ::-1] - mirrored).max() < 0.02           # it looks at both; bf16
-    again = from_checkpoint(pack(from_checkpoint(load_checkpoint(model.WEIGHTS))))     # as with --init
-    assert type(again) is type(net) is model.OldSegmenter
-
-
-def test_training_goes_on_with_the_statistics_of_the_released_file():
-    net = from_checkpoint(load_checkpoint(model.WEIGHTS))          # in train mode
-    before = {name: value.clone() for name, value in net.named_buffers()}
-    net(noise(2, 3, 64, 64)).mean().backward()
-    assert all(torch.equal(before[name], value) for name, value in net.named_buffers())
-    norms = [part for part in net.modules() if isinstance(part, torch.nn.BatchNorm2d)]
-    assert norms and all(part.weight.grad is not None for part in norms)
-    assert not any(isinstance(part, torch.nn.SyncBatchNorm) and part.training
-                   for part in convert_sync_batchnorm(net).train().modules())
-
-
-@pytest.mark.parametrize("plain, mirrored, third, expected", [
-    # medians .8, .1, .9 and .6, then means .8, .1 and .425: each before it is bounded by itself
-    (0.9, 0.1, [0.8], 0.1409), (0.9, 0.1, [0.0], 0.0266), (0.1, 0.9, [1.0], 0.1974),
-    (0.75, 0.35, [0.6], 0.0912), (0.9, 0.7, [], 0.1409), (0.2, 0.0, [], 0.0266), (0.55, 0.3, [], 0.0658),
-    (0.99, 0.99, [], 0.4492), (0.999, 0.999, [], 0.7215), (0.9999, 0.9999, [], 0.8913), (1, 1, [], 1)])
-def test_what_two_or_three_looks_say_together(plain, mirrored, third, expected, monkeypatch):
-    """Looks that agree are averaged, a smaller one decides a dispute, the surest pixel bounds the picture."""
-    answers, seen, image = [0.5, plain, 0.5, mirrored, *third], [], np.zeros((50, 100, 3), np.uint8)
-    image[:, :50] = 255                                            # the fake network marks what is white
-
-    def look(net, images):
-        seen.append(images.shape[:3])
-        return np.stack([np.float32(i[..., 0] / 255 * answers.pop(0)) for i in images])
-    monkeypatch.setattr(model, "look", look)
-    first, second = model.old_probs(None, [image, image])
-    for prob, most in ((first, 0.0758), (second, expected)):
-        assert np.allclose(prob[:, :40], most, atol=1e-4) and np.allclose(prob[:, 60:], 0, atol=1e-4)
-    assert first.shape == second.shape == (50, 100)
-    assert seen == [(4, 50, 100)] + [(1, 30, 60)] * len(third) and not answers
-    answers += [plain, mirrored, *third]
-    assert model.old_probs(None, [image[:1, :1]])[0].shape == (1, 1)
+def test_the_released_weights_find_the_name_and_the_credit_of_the_demo_photo():
+    net, image = load_model(), load_image(ROOT / "demo.jpg")                               # 1200 x 800
+    mask = model.to_mask(predict_prob(net, image), net.threshold, 0) > 0
+    assert (net.arch, net.encoder, net.options) == ("unet", model.ENCODER, {})
+    for x, y, w, h in ((286, 332, 630, 134), (910, 755, 266, 28)):
+        assert mask[y:y + h, x:x + w].any(0).mean() > 0.8                                  # of its columns
+        mask[y - 8:y + h + 8, x - 8:x + w + 8] = False
+    assert not mask.any()

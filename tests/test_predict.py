@@ -66,7 +66,10 @@ def mask_of(path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Iterator[Path]:
-    """Untrained, small to run, and told apart from 0.5 so that masks hold both marked and unmarked pixels."""
+    """Untrained, small to run, and told apart from 0.5 so that masks hold both marked and unmarked pixels.
+
+    Such a network is never sure, so the tests here do without model.SURE, but for one.
+    """
     torch.manual_seed(0)
     net = model.build()
     net.model.segmentation_head[0].weight.data *= 0.1     # no prob near 0 or 1
@@ -76,6 +79,7 @@ def weights(tmp_path_factory) -> Iterator[Path]:
     model.save_checkpoint(model.pack(net), path)
     with pytest.MonkeyPatch.context() as patch:           # it is built once
         patch.setattr(predict, "load_model", functools.lru_cache(predict.load_model))
+        patch.setattr(model, "SURE", 0)
         yield path
 
 
@@ -471,6 +475,17 @@ def test_pictures_of_one_size_share_a_mask(run, photos, weights):
     assert "of 1 pictures, 0 failed, 4 were there already" in run(again).err
     assert os.stat("agency_masks/0.png").st_mtime_ns == kept
     assert (mask_of("agency_masks/1.png") == masks[0]).all() and "of 0 pictures" in run(again).err
+
+
+def test_what_many_show_needs_no_sure_pixel(run, photos, monkeypatch):
+    monkeypatch.setattr(model, "SURE", 0.98)
+    writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (60, 40))
+    for _ in range(3):
+        writer.write(cv2.cvtColor(np.array(photo()), cv2.COLOR_RGB2BGR))
+    writer.release()
+    assert "found marks on 0 of 2" in run("photos").err and run("photos --list").out == ""
+    assert "found marks on 2 of 2" in run("photos -o shared --same-mark").err
+    assert "found marks on 1 of 1" in run("clip.avi").err
 
 
 def test_a_video_is_a_group_of_its_frames(run, photos, weights, monkeypatch):
