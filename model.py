@@ -55,7 +55,7 @@ RUN = {"ema": dict, "optimizer": dict, "scaler": dict, "step": int, "best_iou": 
        "files": dict, "log_size": int}
 WEIGHTS = Path(__file__).parent / "weights" / "watermark.pt"
 ENCODER = "tu-tf_efficientnet_lite0"  # plain convolutions and BatchNorm: quick on every processor
-OLD_NETWORK = "a615433"               # the last commit that reads the weights of the network before this one
+OLD_NETWORK = "a615433"               # the last commit that reads the weights before these
 SIZE = 512                            # the network looks at SIZE x SIZE pixels, in the picture's own shape
 ENLARGE = 1.5                         # smaller pictures are enlarged to SIZE, at most this many times
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
@@ -485,7 +485,7 @@ def load_checkpoint(path: Path) -> dict:
     if checkpoint["format"] != FORMAT:
         raise ValueError(f"{path} has checkpoint format {checkpoint['format']}, this code reads {FORMAT}")
     if "subpixel" in checkpoint["options"]:
-        raise ValueError(f"{path} holds the network of old: commit {OLD_NETWORK} is the last that reads it")
+        raise ValueError(f"{path} holds an older network; the last commit that reads it is {OLD_NETWORK}")
     return dict.fromkeys(RUN) | checkpoint
 
 

@@ -530,8 +530,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="all carry one mark in one place, as photos of one agency or pages of one site do: those of one "
              "size share a mask, which finds more; in folders, takes videos too")
     add("--threshold", type=float,
-        help="mark pixels from this probability on; raise it against false alarms, lower it for faint marks "
-             "(default: the one stored with the weights)")
+        help="mark pixels from this probability on, in parts that reach .98 somewhere; lower it where marks are "
+             "covered only in part, raise it to .99 or more against false alarms (default: the weights' own)")
     add("--dilate", type=int,
         help="grow the mask by this radius in pixels, 0 turns it off (default: 3 at 512, more for larger)")
     add("--feather", type=int, default=0, metavar="R",

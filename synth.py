@@ -476,7 +476,8 @@ def vary(rng: np.random.Generator, image: np.ndarray, mirror: bool = True) -> np
         image = cv2.medianBlur(image, pick(rng, (3, 5, 7, 9)))
         if rng.random() < 0.5:
             step = 256 // int(rng.integers(4, 12))
-            image = image // step * step + step // 2
+            tones = np.minimum(np.arange(256) // step * step + step // 2, 255)
+            image = cv2.LUT(image, tones.astype(np.uint8))
     return image
 
 

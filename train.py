@@ -3,7 +3,7 @@
     python train.py                                                      # without data: generated backgrounds
     python train.py --images photos/ --logos logos/ --out runs/mine      # the real thing
     python train.py --resume runs/mine                                   # goes on after a stop
-    python train.py --init weights/watermark.pt --logos mine/ --images photos/ --size 416 --steps 150  # mine
+    python train.py --init weights/watermark.pt --logos mine/ --images photos/ --size 320 --steps 150  # mine
     python train.py --pairs data/CLWD/train --images photos/             # a labelled set, mixed with our own
     python train.py --steps 20 --size 64 --batch-size 4 --eval-every 10  # does it all work? under a minute
     torchrun --nproc-per-node 8 train.py --images photos/ --batch-size 256                      # many GPUs
@@ -52,7 +52,7 @@ from synth import FONT_TYPES, OWN, STOP_SIGNALS, TEMPORARY, Synth, crop, find_fi
 
 WARMUP = 200               # steps of linear warm-up, at most a tenth of the run
 DECAY = 0.3                # the learning rate falls to zero over this last share of the run
-LR, INIT_LR = 2e-3, 5e-4   # peak learning rate of a new network, and with --init
+LR, INIT_LR = 2e-3, 1.5e-3  # peak learning rate of a new network, and with --init
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
 WEIGHT_DECAY = 0.01
 BETAS = 0.9, 0.999         # of NAdamW, which takes the biases, the norms and the depthwise convolutions

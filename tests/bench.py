@@ -26,8 +26,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import eval as evaluation  # noqa: E402
-from model import (WEIGHTS, build, fit, fuse_batchnorm, keep_freed_memory, load_model, pick_amp,  # noqa: E402
-                   pick_device, predict_prob, resize_prob, to_mask)
+from model import (WEIGHTS, build, fit, keep_freed_memory, load_model, pick_amp, pick_device,  # noqa: E402
+                   predict_prob, resize_prob, to_mask)
 import predict  # noqa: E402
 import train  # noqa: E402
 from synth import RECIPES, Synth, generate_background, read_photo  # noqa: E402
@@ -98,14 +98,9 @@ def bench_synth(images: str, logos: str) -> None:
 
 def bench_network(device: torch.device) -> None:
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    new = fuse_batchnorm(build().eval().requires_grad_(False))
-    new = new.to(device, memory_format=torch.channels_last)
-    image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    ways = [lambda net=net: (predict_prob(net, image), sync()) for net in (new, load_model(WEIGHTS, device))]
-    # in turns, since machines drift
-    times = zip(*[[seconds(look, 1) for look in ways] for _ in range(20)])
-    for name, t in zip(("new network, one look", "released network, its two looks"), times):
-        row(f"{name} at 512 x 512", f"{1e3 * median(t):.0f} ms")
+    net, rng = load_model(WEIGHTS, device), np.random.default_rng(0)
+    image = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    row("one look at 512 x 512", f"{1e3 * seconds(lambda: (predict_prob(net, image), sync()), 20):.0f} ms")
 
 
 def bench_training(images: str, logos: str, device: torch.device) -> None:

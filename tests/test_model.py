@@ -240,7 +240,7 @@ def test_bad_weights_are_one_short_sentence_at_once(net, saved, tmp_path, monkey
             (good[:5000], "no complete weights file|refused"), (b"", "no complete weights file"),
             (pickle.dumps(exec, protocol=2), "refused"), ({"arch": exec}, "refused"),
             (flipped, "a tensor in it is damaged"), ({"format": 99}, "format 99"),
-            ({"options": {"subpixel": True}}, "network of old: commit a615433 is the last that reads it"),
+            ({"options": {"subpixel": True}}, "older network; the last commit that reads it is a615433"),
             ({"encoder": "resnet18"}, "do not fit"), ({"model": nan}, "not finite"),
             *((change, None) for change in odd)]:
         if isinstance(bad, dict):

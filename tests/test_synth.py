@@ -162,6 +162,17 @@ def test_what_belongs_to_a_page_or_a_drawing_is_no_mark(photos, logos, monkeypat
     assert np.median(edges) > (10 if sort == "page" else 1)                    # written or drawn all over
 
 
+def test_a_painted_photo_has_few_tones_and_white_stays_white(monkeypatch):
+    monkeypatch.setattr(synth, "curve", lambda rng, image, strength: image)
+    image, painted = np.tile(np.arange(256, dtype=np.uint8)[:, None], (64, 1, 3)), 0
+    for seed in range(600):
+        varied = synth.vary(np.random.default_rng(seed), image.copy(), mirror=False)
+        if len(np.unique(varied)) < 20:
+            painted += 1
+            assert np.abs(varied.astype(int) - image).max() <= 32
+    assert 4 < painted < 30                                            # of 600, 15 are expected
+
+
 def test_a_mark_that_differs_in_colour_alone_is_seen():
     """Blue on brown of the same brightness, as a person sees it; a grey photo would hide it."""
     before, after = (np.full((40, 40, 3), colour, np.uint8) for colour in ((120, 80, 40), (90, 78, 130)))
