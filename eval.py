@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from model import (WEIGHTS, default_dilation, dilate, find_weights, first_line, fit, load_checkpoint,
+from model import (SHARED, WEIGHTS, default_dilation, dilate, find_weights, first_line, fit, load_checkpoint,
                    load_image, load_model, one_way_out, open_image, pick_device, predict_prob, predict_probs,
                    printable, readable, replacing, resize_prob, save_checkpoint, to_mask)
 from synth import OWN, PHOTO_TYPES, RECIPES, Synth, generate_background, read_meta, read_photo
@@ -571,7 +571,7 @@ def main(argv=None) -> int:
     print(f"{device}: {why}", file=sys.stderr)
     nets = [load_model(path, device) for path in args.compare or [args.weights]]
     for net in nets:
-        net.threshold = args.threshold or net.threshold
+        net.threshold = args.threshold or (SHARED if args.same_mark else net.threshold)
     seed = args.seed if args.seed is not None else VALIDATION_SEED if args.tune else TEST_SEED
     if args.folder:
         sets = folder_sets(args.folder, args.n)[:1 if args.same_mark or args.tune else 2]

@@ -60,6 +60,7 @@ SIZE = 512                            # the network looks at SIZE x SIZE pixels,
 ENLARGE = 1.5                         # smaller pictures are enlarged to SIZE, at most this many times
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
 SURE = 0.98                           # a connected part counts if one of its pixels has this prob
+SHARED = 0.5                          # threshold of a map shared by many: what one of four shows is below it
 DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
 DRAFT = 1.5                           # a JPEG is decoded to at least this many times the side wanted

@@ -61,7 +61,7 @@ from PIL import Image, ImageOps
 from torch import distributed as dist
 from tqdm import tqdm
 
-from model import (ENLARGE, FORMATS, MAX_PIXELS, SIZE, WEIGHTS, Segmenter, default_dilation, dilate,
+from model import (ENLARGE, FORMATS, MAX_PIXELS, SHARED, SIZE, WEIGHTS, Segmenter, default_dilation, dilate,
                    first_line, fit, load_image, load_model, one_way_out, open_image, pick_amp, pick_device,
                    predict_prob, predict_probs, printable, read_image, replacing, resize_prob, square_side,
                    to_mask)
@@ -342,13 +342,16 @@ def share(results: Iterable[tuple], quiet: bool) -> Iterator[tuple]:
 
 # ---------------------------------------------------------------- write
 
-def write(result: tuple, args: argparse.Namespace, threshold: float) -> dict:
+def write(result: tuple, args: argparse.Namespace, own_threshold: float) -> dict:
     """Threshold, dilate, save -> the finished record. In a thread."""
     record, prob = result
     if prob is None or "present" in record:
         return record
-    # a mean of many maps is hardly ever sure
-    sure = 0 if args.same_mark or is_video(record["input"]) else None
+    if args.same_mark or is_video(record["input"]):
+        threshold, sure = SHARED, 0           # the mean of many maps is hardly ever sure
+    else:
+        threshold, sure = own_threshold, None
+    threshold = threshold if args.threshold is None else args.threshold
     try:
         record["max_prob"] = round(float(prob.max()), 4)
         if args.list:
@@ -462,8 +465,7 @@ def run(args: argparse.Namespace, net: Segmenter, records: list[dict]) -> Iterat
         probs = (result for group in groups for result in group)
         if args.same_mark:
             probs = share(probs, args.quiet or dist.is_initialized() and dist.get_rank() > 0)
-        finish = functools.partial(write, args=args,
-                                   threshold=net.threshold if args.threshold is None else args.threshold)
+        finish = functools.partial(write, args=args, own_threshold=net.threshold)
         yield from ahead(pool, finish, probs, depth,
                          lambda result: result[0].get("width", 0) * result[0].get("height", 0))
     finally:
@@ -531,7 +533,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
              "size share a mask, which finds more; in folders, takes videos too")
     add("--threshold", type=float,
         help="mark pixels from this probability on, in parts that reach .98 somewhere; lower it where marks are "
-             "covered only in part, raise it to .99 or more against false alarms (default: the weights' own)")
+             "covered only in part, raise it to .99 or more against false alarms (default: the weights' own; "
+             f"{SHARED} for videos and --same-mark, where no part needs to be sure)")
     add("--dilate", type=int,
         help="grow the mask by this radius in pixels, 0 turns it off (default: 3 at 512, more for larger)")
     add("--feather", type=int, default=0, metavar="R",

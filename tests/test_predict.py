@@ -68,7 +68,7 @@ def mask_of(path) -> np.ndarray:
 def weights(tmp_path_factory) -> Iterator[Path]:
     """Untrained, small to run, and told apart from 0.5 so that masks hold both marked and unmarked pixels.
 
-    Such a network is never sure, so the tests here do without model.SURE, but for one.
+    Such a network is never sure, so the tests here do without model.SURE, but for one, and share by its threshold.
     """
     torch.manual_seed(0)
     net = model.build()
@@ -80,6 +80,7 @@ def weights(tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:           # it is built once
         patch.setattr(predict, "load_model", functools.lru_cache(predict.load_model))
         patch.setattr(model, "SURE", 0)
+        patch.setattr(predict, "SHARED", net.threshold)
         yield path
 
 
@@ -486,6 +487,10 @@ def test_what_many_show_needs_no_sure_pixel(run, photos, monkeypatch):
     assert "found marks on 0 of 2" in run("photos").err and run("photos --list").out == ""
     assert "found marks on 2 of 2" in run("photos -o shared --same-mark").err
     assert "found marks on 1 of 1" in run("clip.avi").err
+    monkeypatch.setattr(predict, "SHARED", 0.5)                        # no prob of this network is so high
+    assert "found marks on 0 of 2" in run("photos -o none --same-mark").err
+    assert "found marks on 0 of 1" in run("clip.avi -o none.png").err
+    assert "found marks on 2 of 2" in run("photos -o all --same-mark --threshold 0.01").err
 
 
 def test_a_video_is_a_group_of_its_frames(run, photos, weights, monkeypatch):
@@ -694,7 +699,9 @@ def test_ranks_share_the_files_and_fail_together(photos, weights):
         photo(20, 20, seed=i).save(photos / f"{i}.png")
     photo().save(photos / "a.bmp")            # wants the mask of a.jpg, which another rank has
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    predicts = [ROOT / "predict.py", "photos", "--weights", weights, "--same-mark", "--json"]
+    threshold = str(model.load_checkpoint(weights)["threshold"])
+    predicts = [ROOT / "predict.py", "photos", "--weights", weights, "--same-mark", "--json",
+                "--threshold", threshold]
     done = subprocess.run([*torchrun, *predicts], capture_output=True, text=True, timeout=300)
     masks = [f"{i}.png" for i in range(10)]
     assert done.returncode == 1 and tree("photos_masks") == [*masks, "a.png", "b.png"], done.stderr
