@@ -411,10 +411,15 @@ def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, feath
     sure: None takes SURE; 0 takes every pixel from the threshold on, which suits the mean of many maps.
     """
     sure = max(SURE if sure is None else sure, threshold)
-    n, parts = cv2.connectedComponents(np.uint8(prob >= threshold))                # (H, W), 0 outside
-    is_sure = np.zeros(n, bool)
-    is_sure[parts[prob >= sure]] = True
-    mask = dilate(is_sure[parts], default_dilation(*prob.shape) if radius is None else radius)
+    mask = np.uint8(prob >= threshold)
+    x, y, w, h = cv2.boundingRect(mask)
+    if w:
+        around = np.s_[y:y + h, x:x + w]      # marks are small, and pictures large
+        n, parts = cv2.connectedComponents(mask[around])                           # (h, w), 0 outside
+        is_sure = np.zeros(n, np.uint8)
+        is_sure[parts[prob[around] >= sure]] = 1
+        mask[around] = is_sure[parts]
+    mask = dilate(mask, default_dilation(*prob.shape) if radius is None else radius)
     if feather:
         distance = cv2.distanceTransform(255 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         mask = (255 * np.clip(1 - distance / (feather + 1), 0, 1)).round().astype(np.uint8)
