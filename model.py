@@ -562,9 +562,10 @@ def export(paths: list[Path]) -> dict:
             raise ValueError(f"no mean of two networks: {paths[0]} is {nets[0].arch} on {nets[0].encoder}, "
                              f"{path} is {net.arch} on {net.encoder}")
     for name, value in nets[0].state_dict().items():
-        if value.is_floating_point():
+        if value.is_floating_point():         # not BatchNorm's counts of batches
             value = torch.stack([net.state_dict()[name] for net in nets]).mean(0)
-        mean[name] = value.half() if value.is_floating_point() and value.ndim > 1 else value
+            value = value.half() if value.ndim > 1 else value
+        mean[name] = value
     return pack(nets[0], model=mean)
 
 

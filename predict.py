@@ -61,8 +61,8 @@ from PIL import Image, ImageOps
 from torch import distributed as dist
 from tqdm import tqdm
 
-from model import (ENLARGE, FORMATS, MAX_PIXELS, SHARED, SIZE, WEIGHTS, Segmenter, default_dilation, dilate,
-                   first_line, fit, load_image, load_model, one_way_out, open_image, pick_amp, pick_device,
+from model import (ENLARGE, FORMATS, MAX_PIXELS, SHARED, SIZE, SURE, WEIGHTS, Segmenter, default_dilation,
+                   dilate, first_line, fit, load_image, load_model, one_way_out, open_image, pick_amp, pick_device,
                    predict_prob, predict_probs, printable, read_image, replacing, resize_prob, square_side,
                    to_mask)
 
@@ -347,11 +347,11 @@ def write(result: tuple, args: argparse.Namespace, own_threshold: float) -> dict
     record, prob = result
     if prob is None or "present" in record:
         return record
-    if args.same_mark or is_video(record["input"]):
-        threshold, sure = SHARED, 0           # the mean of many maps is hardly ever sure
-    else:
-        threshold, sure = own_threshold, None
-    threshold = threshold if args.threshold is None else args.threshold
+    is_shared = args.same_mark or is_video(record["input"])
+    sure = 0 if is_shared else None           # the mean of many maps is hardly ever sure
+    threshold = args.threshold
+    if threshold is None:
+        threshold = SHARED if is_shared else own_threshold
     try:
         record["max_prob"] = round(float(prob.max()), 4)
         if args.list:
@@ -532,8 +532,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="all carry one mark in one place, as photos of one agency or pages of one site do: those of one "
              "size share a mask, which finds more; in folders, takes videos too")
     add("--threshold", type=float,
-        help="mark pixels from this probability on, in parts that reach .98 somewhere; lower it where marks are "
-             "covered only in part, raise it to .99 or more against false alarms (default: the weights' own; "
+        help=f"mark pixels from this probability on, in parts that reach {SURE} somewhere; lower it where marks "
+             "are covered only in part, raise it to .99 or more against false alarms (default: the weights' own; "
              f"{SHARED} for videos and --same-mark, where no part needs to be sure)")
     add("--dilate", type=int,
         help="grow the mask by this radius in pixels, 0 turns it off (default: 3 at 512, more for larger)")

@@ -990,8 +990,8 @@ def seen_share(before: np.ndarray, after: np.ndarray, inside: np.ndarray) -> tup
     """Share of the pixels `inside` (h, w) uint8 whose change a person sees, and sees plainly: twice as large.
 
     before, after: (h, w, 3) uint8. A pixel must change by MIN_CHANGE, and by TEXTURE times the local contrast
-    that hides it: the mean distance from the local mean over 21 pixels. The change is that of the grey value,
-    or COLOUR of the strongest channel's.
+    that hides it: the mean distance from the local mean over 21 pixels. The change is the larger of the
+    grey value's and COLOUR times the strongest channel's.
     """
     grey = cv2.cvtColor(before, cv2.COLOR_RGB2GRAY)
     contrast = cv2.blur(cv2.absdiff(grey, cv2.blur(grey, (21, 21))), (21, 21))
@@ -1199,8 +1199,10 @@ class Synth:
                           "photo": 1 - DRAWINGS - PAGES - LEAVES})
         if kind == "photo":
             return self.background(rng)
-        return (generate_background(rng) if kind == "generated" else
-                generate_page(rng, self.art) if kind == "page" else generate_drawing(rng, self.art)), kind
+        if kind == "generated":
+            return generate_background(rng), kind
+        draw = generate_page if kind == "page" else generate_drawing
+        return draw(rng, self.art), kind
 
     def default(self, rng: np.random.Generator):
         """What people meet: any number of marks on a photo, or a window of it; then the camera."""
