@@ -23,10 +23,11 @@ import unicodedata
 import uuid
 import zlib
 from bisect import bisect
+from collections import deque
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import lru_cache, reduce
-from itertools import accumulate, count, islice, repeat
-from multiprocessing import active_children, parent_process
+from itertools import accumulate, count, islice
+from multiprocessing import parent_process
 from pathlib import Path
 from threading import Thread
 
@@ -1330,9 +1331,14 @@ def preview_kinds(images, logos, seed: int, columns: int = 6) -> Image.Image:
     return contact_sheet(rows, (200, 200), tuple(KINDS))
 
 
+def write_samples(synth: Synth, out: Path, seed: int, numbers: range) -> list[str]:
+    """A worker's share. Many at a time, since the list of the photos goes to the worker with each share."""
+    cv2.setNumThreads(0)
+    return [write_sample(synth, out, seed, i) for i in numbers]
+
+
 def write_sample(synth: Synth, out: Path, seed: int, i: int) -> str:
     """Writes images/ and masks/ of sample i, by temporary name and rename -> its line for meta.jsonl."""
-    cv2.setNumThreads(0)
     image, mask, meta = synth.make_sample(seed, i)
     for folder, picture in (("images", image.transpose(1, 2, 0)[..., ::-1]), ("masks", mask[0] * 255)):
         half = out / folder / f".{uuid.uuid4().hex}.tmp"
@@ -1382,16 +1388,16 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
         with (out / "meta.jsonl").open("ab+") as f:
             f.seek(0)
             f.truncate(sum(map(len, islice(f, len(metas)))))
-            todo = pool.map(write_sample, repeat(synth), repeat(out), repeat(seed), range(len(metas), n),
-                            chunksize=8)
-            for line in tqdm(todo, total=n, initial=min(len(metas), n), unit="sample", disable=None):
+            # not pool.map: where a worker is killed, it disturbs the thread that ends the others
+            shares = deque(pool.submit(write_samples, synth, out, seed, range(i, min(i + 8, n)))
+                           for i in range(len(metas), n, 8))
+            lines = (line for _ in range(len(shares)) for line in shares.popleft().result())
+            for line in tqdm(lines, total=n, initial=min(len(metas), n), unit="sample", disable=None):
                 f.write(line.encode())
                 f.flush()
                 if stop:
                     raise KeyboardInterrupt
     except BrokenExecutor as e:
-        for left in active_children():            # the pool's own thread can die before it ends them all
-            left.kill()
         if stop:                                  # SIGTERM to the whole group, say
             raise KeyboardInterrupt from e
         raise OSError("a worker was killed: did memory run out? Try fewer --workers") from e

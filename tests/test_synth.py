@@ -632,6 +632,7 @@ def test_export_is_byte_identical_for_any_worker_count_and_restartable(tmp_path,
     assert set(np.unique(mask)) <= {0, 255} and abs((mask > 0).mean() - line["coverage"]) < 1e-6
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("event, code, sentence", [
     (lambda: os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL), 2, "a worker was killed"),
     (lambda: signal.raise_signal(signal.SIGINT), 130, "stopped")])
