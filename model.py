@@ -60,7 +60,7 @@ SIZE = 512                            # the network looks at SIZE x SIZE pixels,
 ENLARGE = 1.5                         # smaller pictures are enlarged to SIZE, at most this many times
 THRESHOLD = 0.5                       # prob from which a pixel is marked, until validation finds a better one
 SURE = 0.98                           # a connected part counts if one of its pixels has this prob
-SHARED = 0.5                          # threshold of a map shared by many: what one of four shows is below it
+SHARED = 0.5                          # threshold of a map shared by many: below it is what one of four shows
 DILATE = 3 / 512                      # dilation radius per pixel of the longest side (MorphoMod uses d = 3)
 MAX_PIXELS = 250_000_000              # refuse larger pictures: a decompression bomb fills the memory
 DRAFT = 1.5                           # a JPEG is decoded to at least this many times the side wanted
@@ -405,7 +405,7 @@ def to_mask(prob: np.ndarray, threshold: float, radius: int | None = None, feath
             sure: float | None = None) -> np.ndarray:
     """(H, W) probabilities -> (H, W) uint8, 255 where marked, 0 elsewhere.
 
-    Hysteresis (Canny 1986): of the pixels from `threshold` on, the connected parts that hold one from `sure` on.
+    Hysteresis (Canny 1986): of the pixels from `threshold` on, the connected parts that hold one from `sure`.
     radius: of the dilation in pixels; None grows with the picture.
     feather: width in pixels of a soft edge outside of that, where 255 falls to 0; for tools that blend.
     sure: None takes SURE; 0 takes every pixel from the threshold on, which suits the mean of many maps.

@@ -62,9 +62,9 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from model import (ENLARGE, FORMATS, MAX_PIXELS, SHARED, SIZE, SURE, WEIGHTS, Segmenter, default_dilation,
-                   dilate, first_line, fit, load_image, load_model, one_way_out, open_image, pick_amp, pick_device,
-                   predict_prob, predict_probs, printable, read_image, replacing, resize_prob, square_side,
-                   to_mask)
+                   dilate, first_line, fit, load_image, load_model, one_way_out, open_image, pick_amp,
+                   pick_device, predict_prob, predict_probs, printable, read_image, replacing, resize_prob,
+                   square_side, to_mask)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape in a pass; a CPU gains nothing from two
 NETWORKS = 4                                  # so many at most work side by side, each on its share of cores
@@ -532,9 +532,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="all carry one mark in one place, as photos of one agency or pages of one site do: those of one "
              "size share a mask, which finds more; in folders, takes videos too")
     add("--threshold", type=float,
-        help=f"mark pixels from this probability on, in parts that reach {SURE} somewhere; lower it where marks "
-             "are covered only in part, raise it to .99 or more against false alarms (default: the weights' own; "
-             f"{SHARED} for videos and --same-mark, where no part needs to be sure)")
+        help=f"mark pixels from this probability on, in parts that reach {SURE} somewhere; lower it where "
+             "marks are covered only in part, raise it to .99 or more against false alarms (default: the "
+             f"weights' own; {SHARED} for videos and --same-mark, where no part needs to be sure)")
     add("--dilate", type=int,
         help="grow the mask by this radius in pixels, 0 turns it off (default: 3 at 512, more for larger)")
     add("--feather", type=int, default=0, metavar="R",

@@ -56,6 +56,7 @@ ENLARGED = 0.5             # share of the crops that are marked and saved small,
 CONTINUED = 0.35           # share of the photos smaller than the crop that are continued by their mirror image
 COUNTS = {0: 27, 1: 48, 2: 15, 3: 6, 4: 4}        # number of marks -> weight: with misses, a third is clean
 BLENDS = {"normal": 80, "multiply": 8, "screen": 6, "overlay": 6}      # blend mode -> weight
+EXPORTED = 8               # samples that a worker of an export makes at a time
 PHOTO_TYPES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 LOGO_TYPES, FONT_TYPES = (".png", ".webp", ".jpg", ".jpeg"), (".ttf", ".otf")
 FORMATS = "BMP JPEG PNG TIFF WEBP".split()        # what Pillow may open; EPS would start a program
@@ -1332,7 +1333,7 @@ def preview_kinds(images, logos, seed: int, columns: int = 6) -> Image.Image:
 
 
 def write_samples(synth: Synth, out: Path, seed: int, numbers: range) -> list[str]:
-    """A worker's share. Many at a time, since the list of the photos goes to the worker with each share."""
+    """Writes a worker's share -> its lines. Several, since the list of photos travels with each share."""
     cv2.setNumThreads(0)
     return [write_sample(synth, out, seed, i) for i in numbers]
 
@@ -1389,8 +1390,9 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
             f.seek(0)
             f.truncate(sum(map(len, islice(f, len(metas)))))
             # not pool.map: where a worker is killed, it disturbs the thread that ends the others
-            shares = deque(pool.submit(write_samples, synth, out, seed, range(i, min(i + 8, n)))
-                           for i in range(len(metas), n, 8))
+            todo = range(len(metas), n)
+            shares = deque(pool.submit(write_samples, synth, out, seed, todo[i:i + EXPORTED])
+                           for i in range(0, len(todo), EXPORTED))
             lines = (line for _ in range(len(shares)) for line in shares.popleft().result())
             for line in tqdm(lines, total=n, initial=min(len(metas), n), unit="sample", disable=None):
                 f.write(line.encode())

@@ -68,7 +68,7 @@ def mask_of(path) -> np.ndarray:
 def weights(tmp_path_factory) -> Iterator[Path]:
     """Untrained, small to run, and told apart from 0.5 so that masks hold both marked and unmarked pixels.
 
-    Such a network is never sure, so the tests here do without model.SURE, but for one, and share by its threshold.
+    Such a network is never sure. So the tests here, but for one, do without SURE, and share by its threshold.
     """
     torch.manual_seed(0)
     net = model.build()
