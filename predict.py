@@ -17,7 +17,7 @@ Exit code: 0 all written, 1 some failed, 2 wrong usage or nothing to do.
 
 A line of --json has input, mask, width, height; coverage, the marked share of the pixels; max_prob, the
 highest probability in the picture; boxes, one for each mark, best first, with the highest probability in it as
-its score. Some have orientation (EXIF), pages, group (how many pictures share the mask) or error.
+its score. Some have orientation (EXIF), group (how many pictures share the mask) or error.
 
 From Python, also from the threads of a server:
 
@@ -62,9 +62,8 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from model import (ENLARGE, FORMATS, MAX_PIXELS, SHARED, SIZE, SURE, WEIGHTS, Segmenter, default_dilation,
-                   dilate, first_line, fit, load_image, load_model, one_way_out, open_image, pick_amp,
-                   pick_device, predict_prob, predict_probs, printable, read_image, replacing, resize_prob,
-                   square_side, to_mask)
+                   dilate, first_line, fit, load_image, load_model, one_way_out, pick_amp, pick_device,
+                   predict_prob, predict_probs, printable, read_image, replacing, resize_prob, square_side, to_mask)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape in a pass; a CPU gains nothing from two
 NETWORKS = 4                                  # so many at most work side by side, each on its share of cores
@@ -198,7 +197,7 @@ def name_outputs(path: str, folder: str | None, args: argparse.Namespace) -> dic
 
 def measure(record: dict, args: argparse.Namespace, size: int) -> tuple[dict, int]:
     """-> record, and how many pixels read() will decode; 0 where it will say why not. In a thread."""
-    with contextlib.suppress(Exception), open_image(record["input"], None if args.tile else size)[0] as file:
+    with contextlib.suppress(Exception), Image.open(record["input"]) as file:
         return record, file.width * file.height
     return record, 0
 
@@ -418,11 +417,8 @@ def save(path: str, pixels: np.ndarray) -> None:
         sys.stdout.buffer.write(data.tobytes())
         sys.stdout.buffer.flush()
         return
-    try:
-        with replacing(path) as file:
-            file.write(data.tobytes())
-    except OSError as e:
-        raise OSError(f"cannot write {printable(path)}: {e.strerror}") from e
+    with replacing(path) as file:
+        file.write(data.tobytes())
 
 
 # ---------------------------------------------------------------- side by side
@@ -505,8 +501,6 @@ def notes(record: dict, args: argparse.Namespace, size: int) -> dict[str, str]:
     if "orientation" in record and not (args.stored or args.list):
         told["turned"] = (f"{name} is displayed turned by its EXIF data, and so is its mask; iopaint and "
                           "others do not turn: for them, give --stored")
-    if "pages" in record:
-        told["pages"] = f"{name} has {record['pages']} pages or frames; the first was looked at"
     return told
 
 

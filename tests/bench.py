@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import eval as evaluation  # noqa: E402
-from model import (WEIGHTS, build, fit, keep_freed_memory, load_model, pick_amp, pick_device,  # noqa: E402
+from model import (WEIGHTS, Segmenter, fit, keep_freed_memory, load_model, pick_amp, pick_device,  # noqa: E402
                    predict_prob, resize_prob, to_mask)
 import predict  # noqa: E402
 import train  # noqa: E402
@@ -107,12 +107,12 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
     """The bare step on one cached batch, then the whole of train.py: loader, clipping, EMA, logs."""
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     amp, _ = pick_amp("auto", device)
-    train.N_EVAL, train.N_PICTURES, train.LOG_EVERY = 1, 1, 5          # steps per round
+    train.N_EVAL, train.N_PICTURES, train.LOG_EVERY = (1, 1), 1, 5          # steps per round
     for size, batch in ((192, 16), (256, 32)):
         pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
         mask = (torch.rand(batch, 1, size, size, device=device) > 0.9).float()
 
-        net = build().to(device, memory_format=torch.channels_last).train()
+        net = Segmenter().to(device, memory_format=torch.channels_last).train()
         optimizer, spent = train.make_optimizer(net, 1e-3, True), []
 
         def step():
@@ -151,7 +151,7 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
     else:                                              # of a process that does nothing else
         with tempfile.TemporaryDirectory() as out:
             flags = [*flags[:-1], out, "--steps", "3", "--workers", "0"]
-            row(name, peak_memory(f"import train; train.N_EVAL = 1; train.main({flags!r})"))
+            row(name, peak_memory(f"import train; train.N_EVAL = 1, 1; train.main({flags!r})"))
 
 
 def bench_eval(images: str, logos: str, device: torch.device) -> None:

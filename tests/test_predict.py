@@ -71,7 +71,7 @@ def weights(tmp_path_factory) -> Iterator[Path]:
     Such a network is never sure. So the tests here, but for one, do without SURE, and share by its threshold.
     """
     torch.manual_seed(0)
-    net = model.build()
+    net = model.Segmenter()
     net.model.segmentation_head[0].weight.data *= 0.1     # no prob near 0 or 1
     net.size = SIZE
     net.threshold = float(np.median(model.predict_prob(net.eval(), np.array(photo()))))
