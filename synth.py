@@ -1384,7 +1384,7 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
     stop = []                                     # it ends the export after the next line
     handlers = {number: signal.signal(number, lambda *_: stop.append(1)) for number in STOP_SIGNALS
                 if signal.getsignal(number) != signal.SIG_IGN}             # as nohup leaves SIGHUP
-    pool = ProcessPoolExecutor(workers, initializer=start_worker, initargs=(0, [signal.SIGINT]))
+    pool = ProcessPoolExecutor(workers, initializer=start_worker)
     try:
         with (out / "meta.jsonl").open("ab+") as f:
             f.seek(0)
@@ -1409,23 +1409,11 @@ def export(synth: Synth, out: Path, seed: int, n: int, workers: int) -> None:
             signal.signal(number, handler)
 
 
-def start_worker(worker: int, deaf_to: list[int] = STOP_SIGNALS) -> None:
-    """Makes a worker deaf to stop signals, since the main process may need it to finish a step.
-
-    Ctrl-C and SIGTERM often reach the workers too. When the main process is gone, they end at once.
-
-    worker: its number, which DataLoader gives. deaf_to: signals that are ignored; not SIGTERM in a
-    ProcessPoolExecutor, which sends it where another worker has died.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN if number in deaf_to else signal.SIG_DFL)
-    Thread(target=end_with_parent, daemon=True).start()
-
-
-def end_with_parent() -> None:
-    """A worker itself looks for its parent only while it waits for work, and a full pipe keeps it for ever."""
-    parent_process().join()
-    os._exit(1)
+def start_worker(worker: int = 0) -> None:
+    """A worker leaves Ctrl-C to the main process, and ends with it, even while it waits in a full pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)      # not the main process's, which a fork inherits
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def main(argv=None) -> int:

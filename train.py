@@ -20,12 +20,9 @@ import os
 import signal
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, redirect_stderr
 from functools import partial
-from multiprocessing import active_children, get_start_method
-from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 
 import cv2
@@ -33,7 +30,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
 from timm.layers import convert_sync_batchnorm
 from timm.optim import Muon, muon
 from torch import nn
@@ -41,14 +37,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from eval import (VALIDATION_SEED, Pictures, breakdown, find_layout, folder_sets, marked_set, refuse_pairs,
                   score, summarise)
-from model import (ENCODER, SIZE, build, channels_last, first_line, from_checkpoint, keep_freed_memory,
-                   load_checkpoint, one_way_out, pack, pick_amp, pick_device, save_checkpoint)
-from synth import FONT_TYPES, OWN, STOP_SIGNALS, TEMPORARY, Synth, crop, find_files, start_worker, warn_once
+from model import (ENCODER, Segmenter, from_checkpoint, keep_freed_memory, load_checkpoint,
+                   load_encoder, memory_format, one_way_out, pack, pick_amp, pick_device, save_checkpoint)
+from synth import FONT_TYPES, OWN, Synth, crop, find_files, start_worker, warn_once
 
 WARMUP = 200               # steps of linear warm-up, at most a tenth of the run
 DECAY = 0.3                # the learning rate falls to zero over this last share of the run
@@ -56,7 +51,6 @@ LR, INIT_LR = 2e-3, 1.5e-3  # peak learning rate of a new network, and with --in
 ENCODER_LR = 0.3           # a pretrained encoder moves slower than the fresh decoder, by this factor
 WEIGHT_DECAY = 0.01
 BETAS = 0.9, 0.999         # of NAdamW, which takes the biases, the norms and the depthwise convolutions
-TONE = 0.15, 0.06          # an echo's contrast and brightness differ from the sample's by up to these shares
 IOU_WEIGHT = 0.25          # of the soft IoU in the loss, beside the cross-entropy's 1
 CLIP = 1.0                 # largest gradient norm
 EMA_DECAY = 0.999          # averages over about the last thousand steps
@@ -64,16 +58,14 @@ GENERAL = 0.3              # share of samples with our logos, against forgetting
 LOG_EVERY = 20             # steps
 SAVE_EVERY = 180           # seconds between saves: the next evaluation can be an hour away
 FIRST_EVAL = 0.2           # the first evaluation comes after this share of the run, with the first best.pt
-N_EVAL, MIN_EVAL = 200, 8  # held-out pictures that choose best.pt, always the same ones
-EVAL_SHARE = 0.1           # share of the time for evaluations: a short run scores fewer pictures
+N_EVAL = 8, 200            # held-out pictures that choose best.pt, always the same ones: at least, at most
+EVAL_SHARE = 0.05          # between these, as many as this share of the run's samples
 N_PICTURES = 8             # held-out samples shown in TensorBoard
-METRICS = ("held_out/iou", "held_out/f1", "held_out/false_alarm_rate")     # beside the flags in TensorBoard
 LOGOS = Path(__file__).parent / "logos"
-LEAST = {"steps": 1, "batch_size": 1, "echo": 1, "accumulate": 1, "eval_every": 1, "size": 32, "seed": 0,
-         "workers": 0}     # flag -> its smallest value
-AMPS = "auto", "bf16", "fp16", "off"
-MOVES = ("images", "logos", "pairs", "device", "workers", "accumulate")    # what --resume takes anew
-NEWTON_SCHULZ = muon.zeropower_via_newtonschulz              # timm's; see make_optimizer
+LEAST = {"steps": 1, "batch_size": 1, "eval_every": 1, "size": 32, "seed": 0, "workers": 0}
+MOVES = "images", "logos", "pairs", "device", "workers", "steps"       # flags that --resume takes anew
+STOPS = signal.SIGINT, signal.SIGTERM      # they end a run, which is saved
+NEWTON_SCHULZ = muon.zeropower_via_newtonschulz        # timm's; see make_optimizer
 
 
 def lr_at(step: int, steps: int) -> float:
@@ -146,8 +138,8 @@ class Pairs(Dataset):
         rng, n = np.random.default_rng([self.seed, i]), len(self.pictures)
         for k in (int(rng.integers(n)) + np.arange(n)) % n:        # the next one where that cannot be read
             image, mask, meta = self.pictures[k]
-            for note in meta["notes"]:                 # each skipped pair by name, other oddities once
-                warn_once(f"--pairs: {note.split(':')[0]}" + f": {meta['name']}" * (image is None))
+            for note in meta["notes"]:
+                warn_once(f"--pairs, {meta['name']}: {note}")
             if image is not None:
                 image, mask = crop(rng, image, mask, self.size)
                 return np.ascontiguousarray(image.transpose(2, 0, 1)), mask[None]
@@ -188,91 +180,16 @@ def make_data(args: argparse.Namespace, n_eval: int) -> tuple[Dataset, Pictures,
     return data, held_out, files
 
 
-def plan_evaluations(args: argparse.Namespace, world: int = 1) -> tuple[set[int], int]:
-    """-> the steps after which held-out pictures are scored, and how many pictures. Rank 0 scores alone."""
-    first = min(args.eval_every, max(int(FIRST_EVAL * args.steps), 1))
-    steps = {first, *range(args.eval_every, args.steps, args.eval_every), args.steps}
-    # a sample costs about three looks at as many pixels: forward and backward
-    looks = 3 * args.steps * args.batch_size / world * (args.size / SIZE) ** 2
-    return steps, int(min(max(EVAL_SHARE * looks / len(steps), MIN_EVAL), N_EVAL))
+def plan_evaluations(steps: int, every: int, batch: int) -> tuple[set[int], int]:
+    """-> the steps after which held-out pictures are scored, and how many pictures."""
+    first = min(every, max(int(FIRST_EVAL * steps), 1))
+    return {first, *range(every, steps, every), steps}, int(np.clip(EVAL_SHARE * steps * batch, *N_EVAL))
 
 
-def positions(first: int, steps: int, batch: int, rank: int, world: int, echo: int = 1) -> list[range]:
-    """The sample indices of each loader batch from step `first` on, for one of `world` ranks.
-
-    batch: samples of a rank in a step. A loader batch has batch / echo of them, since each serves in `echo`
-    steps: a step takes the last `echo` loader batches. The first steps borrow the run's last batches, so that
-    no sample serves less often.
-    """
-    n = batch // echo
-    starts = ((k % steps * world + rank) * n for k in range(first - echo + 1, steps))
-    return [range(start, start + n) for start in starts]
-
-
-def last_batches(loader: Iterable, n: int, device: torch.device) -> Iterator[list]:
-    """Yields the last n loader batches, on the device, newest first."""
-    window = deque(maxlen=n)
-    for batch in loader:
-        window.appendleft([part.to(device, non_blocking=True) for part in batch])
-        if len(window) == n:
-            yield list(window)
-
-
-def iterate(loader: DataLoader) -> Iterator:
-    """Yields what the loader yields, and ends its workers when it is closed or at an error.
-
-    Otherwise the workers live as long as the traceback of the error, and Python waits for them for ever.
-    """
-    others, batches = active_children(), None
-    try:
-        with stops_blocked():
-            batches = iter(loader)
-        yield from batches
-    except (OSError, ValueError, RuntimeError) as e:
-        text = str(e).strip()
-        if "DataLoader worker process" not in text:    # a worker's own error comes with its traceback
-            raise
-        raise OSError(text.splitlines()[-1].split(": ", 1)[-1]) from e
-    finally:
-        if batches and loader.num_workers:
-            batches._shutdown_workers()           # torch has no public name for it
-        for left in set(active_children()) - set(others):
-            left.kill()                           # it is stuck in a sample, or its start failed half-way
-
-
-@contextmanager
-def stops_blocked() -> Iterator[None]:
-    """Processes that start here are deaf to STOP_SIGNALS until start_worker runs. This one hears them later."""
-    if not hasattr(signal, "pthread_sigmask"):    # Windows
-        yield
-        return
-    if get_start_method() != "fork":              # others need it, and its own start would unblock Ctrl-C
-        ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def echo(batches: list, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loader batches, newest first -> image (B, 3, H, W) uint8, mask (B, 1, H, W) uint8 {0, 1}.
-
-    Data echoing (Choi et al. 2019): a sample serves in several steps and looks different in each. The newest
-    stay as they were made. Older ones get another contrast and brightness; every second time, a mirror image.
-    """
-    images, masks = [], []
-    for age, (image, mask) in enumerate(batches):
-        if age % 2:
-            image, mask = image.flip(3), mask.flip(3)
-        if age:
-            changes = rng.uniform(-1, 1, (2, len(image), 3, 1, 1)).astype(np.float32)
-            contrast, brightness = torch.from_numpy(changes).to(image.device)         # (B / n, 3, 1, 1)
-            image = image * (1 + TONE[0] * contrast) + 255 * TONE[1] * brightness
-            image = image.round().clamp(0, 255).to(torch.uint8)
-        images.append(image)
-        masks.append(mask)
-    return torch.cat(images), torch.cat(masks)
+def positions(first: int, steps: int, batch: int, rank: int, world: int) -> list[range]:
+    """The sample indices of each step from `first` on, for one of `world` ranks. batch: samples of a rank."""
+    starts = ((step * world + rank) * batch for step in range(first, steps))
+    return [range(start, start + batch) for start in starts]
 
 
 def update_average(averaged: list, current: list, n: torch.Tensor) -> None:
@@ -307,15 +224,11 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
     add("--steps", type=int, default=20_000, metavar="N", help="length of the run (default: %(default)s)")
     add("--batch-size", type=int, default=32, metavar="N",
         help="samples per step over all GPUs; lower it if memory runs out (default: %(default)s)")
-    add("--echo", type=int, default=1, metavar="N", help="if the GPU waits for samples: use each in N steps, "
-        "mirrored and toned differently (default: %(default)s)")
-    add("--accumulate", type=int, default=1, metavar="N", help="take each batch in N parts, which needs "
-        "less memory for the same step (default: %(default)s)")
     add("--lr", type=float, help=f"peak learning rate (default: {LR:g}, with --init {INIT_LR:g})")
     add("--seed", type=int, default=0, help="of samples and initial weights (default: %(default)s)")
     # machine
     add("--device", default="auto", help="auto, cuda, cuda:1, mps or cpu (default: %(default)s)")
-    add("--amp", choices=AMPS, default="auto",
+    add("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
         help="precision; auto takes what the device does fast and safely (default: %(default)s)")
     add("--compile", action="store_true", help="torch.compile: pays on a GPU in long runs, not on the CPU")
     # run
@@ -326,9 +239,12 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
         + ", ".join(f"--{name}" for name in MOVES) + " may be given anew")
     args, checkpoint = parser.parse_args(argv), None
     if args.resume:
-        checkpoint = load_run(Path(args.resume), vars(parser.parse_args([])))
-        ours = checkpoint["args"] | {"out": args.resume, "resume": args.resume}
-        args = parser.parse_args(argv, argparse.Namespace(**ours))
+        last = Path(args.resume, "last.pt")
+        checkpoint = load_checkpoint(last) if last.is_file() else {}
+        if not checkpoint.get("args"):
+            raise ValueError(f"{args.resume} holds no run that can go on: no last.pt, or weights alone")
+        parser.set_defaults(**checkpoint["args"], out=args.resume, resume=args.resume)
+        args, ours = parser.parse_args(argv), vars(parser.parse_args([]))
         for name, value in vars(args).items():
             if value != ours[name] and name not in MOVES:
                 raise ValueError(f"--resume takes this flag from the run: leave out "
@@ -338,80 +254,37 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
     for name, least in LEAST.items():
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}")
-    if args.echo > args.steps:
-        raise ValueError(f"--echo {args.echo} needs as many --steps, not {args.steps}")
+    if checkpoint and args.steps < checkpoint["step"]:
+        raise ValueError(f"{args.resume} has taken {checkpoint['step']} steps already: raise --steps")
     if not (0 < args.pairs_share <= 1 and 0 < (LR if args.lr is None else args.lr) < math.inf):
         raise ValueError("--lr must be above 0, --pairs-share above 0 and at most 1")
     return args, checkpoint
 
 
-def load_run(folder: Path, defaults: dict) -> dict:
-    """last.pt of a run, flags checked by type, step by range. ValueError if the run cannot go on.
-
-    defaults: flag -> value. A run with other flags is refused.
-    """
-    last = folder / "last.pt"
-    if not last.is_file():
-        raise ValueError(f"no {last}: {folder} is no run, or stopped before its first save")
-    checkpoint = {"read": last.stat().st_mtime_ns} | load_checkpoint(last)
-    types = {name: float | None if name == "lr" else str | None if value is None else type(value)
-             for name, value in defaults.items() if name not in ("out", "resume")}
-    args, step, size = checkpoint.get("args") or {}, checkpoint.get("step"), checkpoint.get("log_size")
-    if not (args.keys() == types.keys() and all(isinstance(args[name], types[name]) for name in types)
-            and args["amp"] in AMPS
-            and None not in (step, size) and 0 <= step <= args["steps"] and size >= 0):
-        raise ValueError(f"{last} holds no run that can go on, but weights alone, a run with other flags, or "
-                         f"damage; --init {last} starts from its weights")
-    return checkpoint
-
-
-def first_network(args: argparse.Namespace) -> nn.Module:
-    """A new network; sets args.encoder_weights to what it was built from."""
-    asked = args.encoder_weights
+def new_network(args: argparse.Namespace) -> Segmenter:
+    """Sets args.encoder_weights to "none" where ImageNet's were not asked for and cannot be downloaded."""
+    net = Segmenter(args.arch, args.encoder)
     try:
-        args.encoder_weights = asked or "imagenet"
-        return build(args.arch, args.encoder, args.encoder_weights)
-    except ConnectionError as e:
-        if asked:
+        if args.encoder_weights != "none":
+            load_encoder(net, args.encoder_weights or "imagenet")
+    except ValueError as e:
+        if args.encoder_weights:
             raise
         print(f"train.py: {e}. Going on from random weights, which takes far more steps.", file=sys.stderr)
         args.encoder_weights = "none"
-        return build(args.arch, args.encoder)
-
-
-def keep_older_run(out: Path, checkpoint: dict | None) -> None:
-    """ValueError where weights would be overwritten: of another run, or of this one since it was read."""
-    if checkpoint is None and any((out / name).exists() for name in ("last.pt", "best.pt")):
-        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
-                         "--out names another folder")
-    if checkpoint and (out / "last.pt").stat().st_mtime_ns != checkpoint["read"]:
-        raise ValueError(f"another train.py has just saved {out}: start again")
+    return net
 
 
 @contextmanager
 def open_run(out: Path, flags: dict, checkpoint: dict | None) -> Iterator[tuple]:
-    """Yields TensorBoard's writer and the log, without what a crashed run wrote after its last checkpoint.
-
-    No other process can open the run until this one ends, however it ends: it gets a ValueError.
-    """
+    """Yields TensorBoard's writer and the log, without what a crashed run wrote after its last checkpoint."""
     step, size = (checkpoint["step"], checkpoint["log_size"]) if checkpoint else (0, 0)
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with (FileLock(out / ".lock", timeout=2), (out / "log.jsonl").open("ab") as log,
-              closing(SummaryWriter(out, purge_step=step + 1)) as board):
-            keep_older_run(out, checkpoint)            # again: another process may just have ended one
-            log.truncate(min(size, log.tell()))
-            log.seek(0, os.SEEK_END)
-            for left in out.glob(TEMPORARY):           # of a kill in the middle of a save
-                left.unlink()
-            (out / "args.json").write_text(json.dumps(flags, indent=2))
-            for summary in hparams(flags, dict.fromkeys(METRICS, 0)):      # its tab shows their latest values
-                board.file_writer.add_summary(summary)
-            yield board, log
-    except Timeout as e:
-        raise ValueError(f"{out} is in use by another train.py: --out names another folder") from e
-    except NotImplementedError as e:
-        raise ValueError(f"{out} is on a file system without locks: --out names another folder") from e
+    with (out / "log.jsonl").open("ab") as log, closing(SummaryWriter(out, purge_step=step + 1)) as board:
+        log.truncate(size)
+        log.seek(0, os.SEEK_END)
+        (out / "args.json").write_text(json.dumps(flags, indent=2))
+        yield board, log
 
 
 def record(board: SummaryWriter, log, step: int, values: dict[str, float]) -> None:
@@ -423,31 +296,9 @@ def record(board: SummaryWriter, log, step: int, values: dict[str, float]) -> No
     board.flush()
 
 
-def save(path: Path, log, net: nn.Module, parts: dict, **facts) -> None:
-    """Writes a checkpoint, after the log lines that it counts. parts: what has a state. facts: JSON types."""
-    os.fsync(log.fileno())
-    states = {name: part.state_dict() for name, part in parts.items()}
-    save_checkpoint(pack(net, log_size=log.tell(), **states, **facts), path)
-
-
-def restore(parts: dict, checkpoint: dict) -> None:
-    """Loads what save took. ValueError where it is damaged."""
-    try:
-        for name, part in parts.items():
-            if name != "scaler" or checkpoint[name]:   # {} where the run had none, on another device
-                part.load_state_dict(checkpoint[name])
-        for p, values in parts["optimizer"].state.items():
-            if any(v.ndim and v.shape != p.shape for v in values.values() if isinstance(v, torch.Tensor)):
-                raise ValueError("a tensor of the optimizer has another shape than its weights")
-    except Exception as e:                             # torch raises many kinds here
-        raise ValueError(f"last.pt is damaged: {first_line(e)}") from e
-
-
 def assess(board: SummaryWriter, log, net: nn.Module, pictures: Pictures, step: int, stop: list):
-    """Scores the held-out pictures and shows the first ones -> IoU. None, without a word, if stopped."""
+    """Scores the held-out pictures and shows the first ones -> IoU. None where stopped, or without a mark."""
     rows = [row for row in score(net, pictures, keep=N_PICTURES, stop=stop) if row["counts"] is not None]
-    if not rows and not stop:
-        warn_once("no held-out picture can be read, so there will be no best.pt")
     if stop or not rows:
         return None
     scores, grid = summarise([row["counts"][0] for row in rows]), []
@@ -456,9 +307,8 @@ def assess(board: SummaryWriter, log, net: nn.Module, pictures: Pictures, step: 
     for image, truth, prob in (row["maps"] for row in rows if "maps" in row):
         maps = [image, *(np.repeat(np.uint8(255 * a)[..., None], 3, 2) for a in (truth, prob))]    # (H, W, 3)
         grid.append(np.hstack([cv2.resize(a, (256, 256), interpolation=cv2.INTER_AREA) for a in maps]))
-    if grid:
-        board.add_image("image, truth, probability", np.vstack(grid), step, dataformats="HWC")
-    return scores["iou"]
+    board.add_image("image, truth, probability", np.vstack(grid), step, dataformats="HWC")
+    return None if math.isnan(scores["iou"]) else scores["iou"]
 
 
 def mean_over_ranks(values: torch.Tensor, world: int) -> list[float]:
@@ -467,19 +317,14 @@ def mean_over_ranks(values: torch.Tensor, world: int) -> list[float]:
     return (values / world).tolist()
 
 
-def handle_stops(handler) -> None:
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:             # as nohup leaves SIGHUP
-            signal.signal(number, handler)
-
-
-def start_device(args: argparse.Namespace) -> tuple[torch.device, torch.dtype | None, int, int]:
-    """-> device, autocast dtype or None, rank, number of ranks."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    for name in ("accumulate", "echo"):
-        if args.batch_size % (multiple := world * getattr(args, name)):
-            raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world} processes with "
-                             f"--{name} {getattr(args, name)}: make it a multiple of {multiple}")
+def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
+    """-> exit code: 0, or 130 where a signal stopped it."""
+    out, rank, world = Path(args.out), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if checkpoint is None and any((out / name).exists() for name in ("last.pt", "best.pt")):
+        raise ValueError(f"{out} already holds a run: --resume {out} goes on with it, "
+                         "--out names another folder")
+    if args.batch_size % world:
+        raise ValueError(f"--batch-size {args.batch_size} cannot be shared by {world} processes")
     device, why = pick_device(args.device)
     amp, why_amp = pick_amp(args.amp, device)
     print(f"{device}: {why}. {str(amp or 'float32').removeprefix('torch.')}: {why_amp}.", file=sys.stderr)
@@ -488,36 +333,14 @@ def start_device(args: argparse.Namespace) -> tuple[torch.device, torch.dtype | 
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
                                 device_id=device if device.type == "cuda" else None)
-    return device, amp, rank, world
-
-
-def backward(forward, image: torch.Tensor, mask: torch.Tensor, parts: int, amp, scaler) -> torch.Tensor:
-    """Adds up the gradients of a batch, taken in parts -> the two terms of its loss, (2,) float32."""
-    losses = torch.zeros(2, device=image.device)
-    for k, (x, y) in enumerate(zip(image.chunk(parts), mask.float().chunk(parts)), 1):
-        forward.require_backward_grad_sync = k == parts            # ranks exchange gradients once
-        with torch.autocast(image.device.type, amp, enabled=amp is not None):
-            logits = forward(x)                                    # (B / parts, 1, H, W)
-        terms = torch.stack(loss_parts(logits.float(), y)) / parts
-        scaler.scale(terms.sum()).backward()
-        losses += terms.detach()
-    return losses
-
-
-def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
-    out = Path(args.out)
-    keep_older_run(out, checkpoint)
-    device, amp, rank, world = start_device(args)
-
-    # -- data
-    evaluations, n_eval = plan_evaluations(args, world)
+    evaluations, n_eval = plan_evaluations(args.steps, args.eval_every, args.batch_size)
     train_set, held_out, files = make_data(args, n_eval)
 
     # -- network: from a run, from a checkpoint, or new
-    torch.manual_seed(args.seed)                       # of the decoder's initial weights
-    net = (from_checkpoint(checkpoint, ema=False) if checkpoint else
-           from_checkpoint(load_checkpoint(Path(args.init))) if args.init else first_network(args))
-    net.to(device, memory_format=torch.channels_last if channels_last(device) else torch.preserve_format)
+    torch.manual_seed(args.seed)                       # of the initial weights
+    net = (from_checkpoint(checkpoint, out / "last.pt", ema=False) if checkpoint else
+           from_checkpoint(load_checkpoint(args.init), args.init) if args.init else new_network(args))
+    net.to(device, memory_format=memory_format(device))
     if world > 1 and device.type == "cuda":            # on the CPU, which lacks it, each rank sees its share
         net = convert_sync_batchnorm(net)              # timm's: torch's would drop timm's activations
     net.train()
@@ -530,18 +353,19 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     ema = AveragedModel(net, multi_avg_fn=update_average, use_buffers=True)
     parts, step, best_iou = {"ema": ema.module, "optimizer": optimizer, "scaler": scaler}, 0, None
     if checkpoint:
-        step, best_iou = checkpoint["step"], checkpoint["best_iou"]
+        step = checkpoint["step"]
+        if args.steps == checkpoint["args"]["steps"]:  # else best.pt may be the best of fewer pictures
+            best_iou = checkpoint["best_iou"]
         ema.n_averaged.fill_(step)
-        restore(parts, checkpoint)
-        if files != checkpoint["files"]:
-            best_iou = None                            # of other pictures
-            print(f"there were {checkpoint['files']}, now {files}: other samples follow", file=sys.stderr)
+        for name, part in parts.items():
+            if checkpoint[name]:                       # {}: the scaler of a device that needs none
+                part.load_state_dict(checkpoint[name])
     if device.type == "cpu" and amp:                   # after the EMA's copy, which has its own weights
         depthwise_in_float32(net)
     if args.compile:
         net.compile()
     forward = DistributedDataParallel(net) if world > 1 else net
-    batches = positions(step, args.steps, args.batch_size // world, rank, world, args.echo)
+    batches = positions(step, args.steps, args.batch_size // world, rank, world)
     loader = DataLoader(train_set, batch_sampler=batches, num_workers=args.workers,
                         prefetch_factor=4 if args.workers else None, pin_memory=device.type == "cuda",
                         worker_init_fn=start_worker)
@@ -551,49 +375,55 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
 
     # -- the loop: save and evaluate, then take a step
     flags = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
-    fixed = {"args": flags, "files": files}            # in every checkpoint
+
+    def save(name: str) -> None:
+        states = {name: part.state_dict() for name, part in parts.items()}
+        save_checkpoint(pack(net, step=step, best_iou=best_iou, args=flags, log_size=log.tell(), **states),
+                        out / name)
+
     stop, stopped = [], False
-    handle_stops(lambda *_: stop.append(1))            # the run ends after the step or the picture it is at
+    for number in STOPS:                               # the run ends after the step or the picture it is at
+        signal.signal(number, lambda *_: stop.append(1))
     opened = open_run(out, flags, checkpoint) if rank == 0 else nullcontext((None, None))
-    with (opened as (board, log), closing(iterate(loader)) as made,
-          tqdm(initial=step, total=args.steps, unit="step", disable=None) as bar):
-        samples, saved = last_batches(made, args.echo, device), time.perf_counter()
+    with opened as (board, log), tqdm(initial=step, total=args.steps, unit="step", disable=None) as bar:
+        samples, saved = iter(loader), time.perf_counter()
         clock, timed = saved, step                     # the speed is taken from there on
         while True:
             due = step in evaluations
             if rank == 0 and (stopped or due or time.perf_counter() - saved > SAVE_EVERY):
-                save(out / "last.pt", log, net, parts, step=step, best_iou=best_iou, **fixed)
+                save("last.pt")
                 saved = time.perf_counter()
             if due and not stopped:
                 iou = assess(board, log, ema.module, held_out, step, stop) if rank == 0 else None
-                # NaN where no picture has a mark
-                if iou is not None and (best_iou is None or iou >= best_iou or math.isnan(best_iou)):
+                if iou is not None and (best_iou is None or iou >= best_iou):
                     best_iou = iou
-                    save(out / "best.pt", log, net, parts, step=step, best_iou=best_iou, **fixed)
+                    save("best.pt")
                 stopped, = mean_over_ranks(torch.tensor([float(bool(stop))], device=device), world)
                 clock, timed = time.perf_counter(), step
             if stopped or step == args.steps:
                 break
 
-            echoes = next(samples)                                 # before the seed: its start draws one
+            # (B, 3, H, W) and (B, 1, H, W) uint8
+            image, mask = (part.to(device, non_blocking=True) for part in next(samples))
             step += 1
-            rng = np.random.default_rng([args.seed, step, rank])
-            torch.manual_seed(int(rng.integers(2**63)))            # dropout, too, is a function of the step
+            # dropout, too, is a function of the step
+            torch.manual_seed(int(np.random.default_rng([args.seed, step, rank]).integers(2**63)))
             for group, peak in zip(optimizer.param_groups, peaks):
                 group["lr"] = peak * lr_at(step - 1, args.steps)
-            image, mask = echo(echoes, rng)                        # (B, 3, H, W), (B, 1, H, W) uint8
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                logits = forward(image)                            # (B, 1, H, W)
+            losses = torch.stack(loss_parts(logits.float(), mask.float()))         # (2,)
             optimizer.zero_grad(set_to_none=True)
-            losses = backward(forward, image, mask, args.accumulate, amp, scaler)
+            scaler.scale(losses.sum()).backward()
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP)
             # the mean over all samples, and all ranks stop together
-            facts = torch.cat([losses, norm.view(1), losses.new_tensor([bool(stop)])])
+            facts = torch.cat([losses.detach(), norm.view(1), losses.new_tensor([bool(stop)])])
             bce, soft_iou, norm, stopped = mean_over_ranks(facts, world)
             # an infinite gradient alone is normal in fp16: the scaler skips the step and scales less
             if not math.isfinite(bce + soft_iou) or not (math.isfinite(norm) or scaler.is_enabled()):
-                hint = f", --init {out}/last.pt has the last good state" * (out / "last.pt").exists()
-                raise ValueError(f"loss is {bce + soft_iou} at step {step}, gradient norm {norm}, "
-                                 f"lr {group['lr']:.2g}: try a lower --lr or --amp off{hint}")
+                raise ValueError(f"loss is {bce + soft_iou} at step {step}, gradient norm {norm}: try a lower "
+                                 f"--lr or --amp off, with --init {out} if it was saved before")
             scaler.step(optimizer)
             scaler.update()
             ema.update_parameters(net)
@@ -603,8 +433,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
                 rate = (step - timed) * args.batch_size / (time.perf_counter() - clock)
                 clock, timed = time.perf_counter(), step
                 record(board, log, step, {"loss": bce + soft_iou, "bce": bce, "soft_iou": soft_iou,
-                                          "lr": group["lr"], "grad_norm": norm, "samples_per_s": rate,
-                                          "made_per_s": rate / args.echo})
+                                          "lr": group["lr"], "grad_norm": norm, "samples_per_s": rate})
                 bar.set_postfix(loss=f"{bce + soft_iou:.3f}", best_iou=best_iou, refresh=False)
     scored = "" if best_iou is None else f", best held-out IoU {best_iou:.3f}"
     print(f"{out}: step {step} of {args.steps}{scored}" + f"; --resume {out} goes on" * bool(stopped),
@@ -614,16 +443,18 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
 
 @one_way_out
 def main(argv=None) -> int:
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    handle_stops(signal.default_int_handler)           # until the loop, a signal ends it at once
-    rank = int(os.environ.get("RANK", 0))
+    rank, handlers = int(os.environ.get("RANK", 0)), {number: signal.getsignal(number) for number in STOPS}
     try:
         # rank 0 speaks for all; an error may be one rank's own and is always told
         with open(os.devnull, "w") as quiet, redirect_stderr(quiet if rank else sys.stderr):
             return run(*parse(argv))
+    except (OSError, ValueError, RuntimeError) as e:
+        if "DataLoader worker" not in str(e):          # torch's words where a worker fails or is killed
+            raise
+        raise OSError(f"a worker that makes samples failed: {str(e).strip().splitlines()[-1]}") from e
     finally:                                           # as it was found, for those who call main from Python
         for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, handler)
         if dist.is_initialized():
             dist.destroy_process_group()
 
