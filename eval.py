@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from model import (SHARED, WEIGHTS, default_dilation, dilate, find_weights, first_line, fit, load_checkpoint,
                    load_image, load_model, one_way_out, open_image, pick_device, predict_prob, predict_probs,
-                   printable, readable, replacing, resize_prob, save_checkpoint, to_mask)
+                   printable, replacing, resize_prob, save_checkpoint, to_mask)
 from synth import OWN, PHOTO_TYPES, RECIPES, Synth, generate_background, read_meta, read_photo
 
 FOUND = 0.5                # a mark counts as found from this IoU on
@@ -267,31 +267,40 @@ def folder_sets(folder: Path, most: int | None = None) -> list[Pictures]:
             Pictures(f"{PAPER_SIZE} x {PAPER_SIZE}", rule, n, partial(make_pair, layout, pairs, PAPER_SIZE))]
 
 
+def read_mask(path: Path, above: float) -> np.ndarray:
+    """A mask file as people have them -> (H, W) uint8 {0, 1}, 1 where marked. Errors: see model.open_image.
+
+    Marked is what is brighter than `above` of 255 in its strongest channel. A mask that is nowhere so bright holds
+    class numbers: all that is not 0 is marked, but not in a JPEG, whose black is not exact. Where a file is
+    transparent somewhere, its alpha is the mask, as editors export it.
+    """
+    pixels = np.asarray(open_image(path)[0].convert("RGBA"))                      # (H, W, 4)
+    mask = pixels[..., 3] if pixels[..., 3].min() < 255 else pixels[..., :3].max(2)
+    has_classes = mask.max() <= above and path.suffix.lower() not in (".jpg", ".jpeg")
+    return (mask > (0 if has_classes else above)).astype(np.uint8)
+
+
 def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
     name, (images, masks, meta) = pairs[i]
-    above, notes = layout[-1], []
+    notes, above = [], layout[-1]
     meta = meta | {"name": name, "notes": notes}
     try:
         if len(images) != 1 or len(masks) != 1:
             raise ValueError(f"{len(images)} images and {len(masks)} masks of one name")
         image = load_image(images[0])                                             # (H, W, 3)
-        with readable(masks[0]):
-            mask = np.asarray(open_image(masks[0])[0].convert("RGB")).max(2)      # (H, W)
-        if mask.shape != image.shape[:2]:
-            sizes = "sizes differ: image {1}x{0}, mask {4}x{3}".format(*image.shape, *mask.shape)
+        truth = read_mask(masks[0], above)                                   # (H, W)
+        if truth.shape != image.shape[:2]:
+            sizes = "sizes differ: image {1}x{0}, mask {4}x{3}".format(*image.shape, *truth.shape)
             if layout[0] != "LOGO":               # whose own loaders resize
                 raise ValueError(sizes)
             notes.append(f"mask resized by nearest, {sizes}")
-            mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+            truth = cv2.resize(truth, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     except (OSError, ValueError, MemoryError) as e:
         known = isinstance(e, ValueError)
         notes.append(f"skipped, {'' if known else 'not a readable picture: '}{first_line(e)}")
         return None, None, meta
-    if above > 1 and not np.isin(mask, (0, 255)).all():
-        notes.append(f"mask is not binary, taken as > {above:g}")
-    truth = (mask > above).astype(np.uint8)
-    if not truth.any():
-        notes.append("mask is empty, scored as a clean picture")
+    if not truth.any() and meta.get("marks") != []:        # which an export of synth.py tells
+        notes.append("mask marks nothing, taken for a clean picture")
     if square:
         image = cv2.resize(image, (square, square), interpolation=cv2.INTER_LINEAR)
         truth = cv2.resize(truth, (square, square), interpolation=cv2.INTER_NEAREST)
