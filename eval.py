@@ -270,9 +270,9 @@ def folder_sets(folder: Path, most: int | None = None) -> list[Pictures]:
 def read_mask(path: Path, above: float) -> np.ndarray:
     """A mask file as people have them -> (H, W) uint8 {0, 1}, 1 where marked. Errors: see model.open_image.
 
-    Marked is what is brighter than `above` of 255 in its strongest channel. A mask that is nowhere so bright holds
-    class numbers: all that is not 0 is marked, but not in a JPEG, whose black is not exact. Where a file is
-    transparent somewhere, its alpha is the mask, as editors export it.
+    Marked is what is brighter than `above` of 255 in its strongest channel. A mask that is nowhere so bright
+    holds class numbers: all that is not 0 is marked, but not in a JPEG, whose black is not exact. Where a file
+    is transparent somewhere, its alpha is the mask, as editors export it.
     """
     pixels = np.asarray(open_image(path)[0].convert("RGBA"))                      # (H, W, 4)
     mask = pixels[..., 3] if pixels[..., 3].min() < 255 else pixels[..., :3].max(2)
@@ -288,7 +288,7 @@ def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
         if len(images) != 1 or len(masks) != 1:
             raise ValueError(f"{len(images)} images and {len(masks)} masks of one name")
         image = load_image(images[0])                                             # (H, W, 3)
-        truth = read_mask(masks[0], above)                                   # (H, W)
+        truth = read_mask(masks[0], above)                                        # (H, W)
         if truth.shape != image.shape[:2]:
             sizes = "sizes differ: image {1}x{0}, mask {4}x{3}".format(*image.shape, *truth.shape)
             if layout[0] != "LOGO":               # whose own loaders resize

@@ -155,7 +155,7 @@ def pick_amp(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
 
 def has_cpu_bf16() -> bool:
     """AMX or AVX512-BF16, and oneDNN may use it. Otherwise it emulates bf16, ten times as slow as float32."""
-    checks = "_is_amx_tile_supported", "_is_avx512_bf16_supported"         # private, and younger than torch 2.4
+    checks = "_is_amx_tile_supported", "_is_avx512_bf16_supported"         # private; torch 2.4 lacks the second
     return (os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper() in ("DEFAULT", "AVX512_CORE_AMX")
             and any(getattr(torch.cpu, check, bool)() for check in checks))
 
@@ -163,8 +163,8 @@ def has_cpu_bf16() -> bool:
 def keep_freed_memory() -> None:
     """Lets this process keep the memory that it frees, for the next step; only with glibc.
 
-    By default glibc returns large blocks to the system, which has to zero them again. In training on a CPU this
-    takes a fifth of the time (`tests/bench.py` has a row).
+    By default glibc returns large blocks to the system, which has to zero them again. In training on a CPU
+    this takes a fifth of the time (`tests/bench.py` has a row).
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-4, 0)                   # M_MMAP_MAX: no block of its own for anything
@@ -190,8 +190,8 @@ def load_image(source) -> np.ndarray:
 def read_image(source, size: int | None = None) -> tuple[np.ndarray, dict]:
     """-> (H, W, 3) uint8 RGB as displayed, and facts about the file: width, height, orientation (EXIF).
 
-    Transparency lies on white. 16-bit and float greys are scaled by their full range, never stretched per image.
-    Of an animation it is the first frame. source, size, errors: see open_image.
+    Transparency lies on white. 16-bit and float greys are scaled by their full range, never stretched per
+    image. Of an animation it is the first frame. source, size, errors: see open_image.
     """
     image, facts = open_image(source, size)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -207,15 +207,15 @@ def read_image(source, size: int | None = None) -> tuple[np.ndarray, dict]:
 def open_image(source, size: int | None = None) -> tuple[Image.Image, dict]:
     """-> a PIL image, decoded and turned by EXIF, and the facts of read_image.
 
-    source: path, binary file or PIL image. size: the network will look at size x size pixels, so a large JPEG is
-    decoded smaller, in a fraction of the time. The facts `width` and `height` are in full all the same.
+    source: path, binary file or PIL image. size: the network will look at size x size pixels, so a large JPEG
+    is decoded smaller, in a fraction of the time. The facts `width` and `height` are in full all the same.
     Raises OSError for a file that is no complete picture, ValueError for one over MAX_PIXELS.
     """
     Image.init()                              # all of Pillow's plugins
     Image.MAX_IMAGE_PIXELS = None             # our own limit in place of Pillow's warning
+    kinds = [kind for kind in FORMATS if kind in Image.OPEN]
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(
-            source, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+        image = source if isinstance(source, Image.Image) else Image.open(source, formats=kinds)
         W, H = image.size
         if W * H > MAX_PIXELS:
             raise ValueError(f"{W}x{H} is over the limit of {MAX_PIXELS} pixels")
@@ -227,9 +227,9 @@ def open_image(source, size: int | None = None) -> tuple[Image.Image, dict]:
             turn = image.getexif().get(0x0112, 1)                          # TIFF and HEIC are turned by now
             image = ImageOps.exif_transpose(image) if turn != 1 else image
     except UnidentifiedImageError:
-        heic = str(source).lower().endswith((".heic", ".heif")) and "HEIF" not in Image.OPEN
-        raise OSError("HEIC is read once pillow-heif is installed: pip install pillow-heif" if heic else
-                      "not a picture in a format that is read (JPEG, PNG, WebP, TIFF, ...)") from None
+        if str(source).lower().endswith((".heic", ".heif")) and "HEIF" not in kinds:
+            raise OSError("HEIC is read once pillow-heif is installed: pip install pillow-heif") from None
+        raise OSError("not a picture in a format that is read (JPEG, PNG, WebP, TIFF, ...)") from None
     except (OSError, ValueError, MemoryError):
         raise
     except Exception as e:                    # Pillow's plugins raise a dozen kinds on garbage
@@ -329,7 +329,7 @@ def default_dilation(H: int, W: int) -> int:
 # ---------------------------------------------------------------- checkpoint file
 
 def pack(net: Segmenter, **training) -> dict:
-    """The checkpoint dict: plain tensors and JSON types. training: what train.py needs to go on, or nothing."""
+    """The checkpoint: a dict of plain tensors and JSON types. training: what train.py needs to go on."""
     return {"format": FORMAT, "arch": net.arch, "encoder": net.encoder, "options": net.options,
             "size": net.size, "threshold": net.threshold, "model": net.state_dict(), **training}
 
@@ -382,7 +382,7 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def from_checkpoint(checkpoint: dict, path: Path, ema: bool = True) -> Segmenter:
-    """The network on the CPU, in float32, with its averaged weights where it has them, or those of the last step.
+    """The network on the CPU, in float32. ema: with its averaged weights, where the checkpoint has them.
 
     path: named in the one sentence of a ValueError, where the checkpoint is not of our making.
     """
@@ -413,23 +413,21 @@ def export(paths: list[Path]) -> dict:
 
     The mean of several runs is often better than each of them ("model soup", Wortsman et al. 2022). Vectors
     stay in float32, since a running variance may lie above 65,504, where half precision ends.
-    Raises ValueError where the networks differ.
     """
     nets = [from_checkpoint(load_checkpoint(path), path) for path in paths]
-    for path, net in zip(paths, nets):
-        if (net.arch, net.encoder, net.options) != (nets[0].arch, nets[0].encoder, nets[0].options):
-            raise ValueError(f"no mean of two networks: {paths[0]} is {nets[0].arch} on {nets[0].encoder}, "
-                             f"{path} is {net.arch} on {net.encoder}")
-    states, mean = [net.state_dict() for net in nets], {}
-    for name, value in states[0].items():
+    kinds = [f"{net.arch} on {net.encoder} {net.options or ''}" for net in nets]
+    if len(set(kinds)) > 1:
+        raise ValueError("no mean of two networks: " + ", ".join(map("{} is {}".format, paths, kinds)))
+    mean = nets[0].state_dict()
+    for name, value in mean.items():
         if value.is_floating_point():         # not BatchNorm's counts of batches
-            value = torch.stack([state[name] for state in states]).mean(0)
+            value = torch.stack([net.state_dict()[name] for net in nets]).mean(0)
         mean[name] = value.half() if value.ndim > 1 else value
     return pack(nets[0], model=mean)
 
 
 class OneLook(nn.Module):
-    """What --onnx writes: image (B, H, W, 3) uint8 RGB as fit() makes it -> prob (B, H, W) float32 in [0, 1]."""
+    """What --onnx writes: image (B, H, W, 3) uint8 RGB, as fit() makes it -> prob (B, H, W) in [0, 1]."""
 
     def __init__(self, net: Segmenter):
         super().__init__()
@@ -440,7 +438,7 @@ class OneLook(nn.Module):
 
 
 def export_onnx(path: Path) -> bytes:
-    """The network for any height and width, with `size` of fit(), `threshold` and `sure` of to_mask() as metadata.
+    """The network for any height and width. Metadata: `size` of fit(), `threshold` and `sure` of to_mask().
 
     Raises ValueError where the package onnx is missing.
     """
@@ -455,7 +453,8 @@ def export_onnx(path: Path) -> bytes:
                                 opset_version=17, input_names=["image"], output_names=["prob"],
                                 dynamic_axes={"image": sizes, "prob": sizes})
     graph = onnx.load_from_string(file.getvalue())
-    onnx.helper.set_model_props(graph, {"size": str(net.size), "threshold": str(net.threshold), "sure": str(SURE)})
+    facts = {"size": net.size, "threshold": net.threshold, "sure": SURE}
+    onnx.helper.set_model_props(graph, {name: str(value) for name, value in facts.items()})
     return graph.SerializeToString()
 
 

@@ -212,7 +212,7 @@ def read(item: tuple[dict, int], args: argparse.Namespace, size: int) -> tuple[d
         if source == "-":
             args.stdin = sys.stdin.buffer.read()
             if not args.stdin:
-                raise OSError("standard input is empty or closed")
+                raise OSError("standard input is empty")
         elif is_video(source) and os.path.isfile(source):
             H, W = next(frames(source)).shape[:2]
             return {**record, "width": W, "height": H}, None

@@ -108,7 +108,7 @@ def make_optimizer(net: nn.Module, lr: float, pretrained: bool) -> Muon:
 
 
 def depthwise_in_float32(net: nn.Module) -> None:
-    """On the CPU, a depthwise convolution leaves autocast: oneDNN's bf16 backward takes five times as long."""
+    """On the CPU, depthwise convolutions leave autocast: oneDNN's bf16 backward takes five times as long."""
     for conv in net.modules():
         if isinstance(conv, nn.Conv2d) and conv.groups > 1:
             conv.forward = torch.autocast("cpu", enabled=False)(
@@ -249,8 +249,6 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
             if value != ours[name] and name not in MOVES:
                 raise ValueError(f"--resume takes this flag from the run: leave out "
                                  f"--{name.replace('_', '-')} {value}, which was {ours[name]}")
-    if args.logos and Path(args.logos).resolve() == LOGOS.resolve():
-        args.logos = None                              # the checkout's own, wherever it moves
     for name, least in LEAST.items():
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}")
@@ -422,8 +420,8 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
             bce, soft_iou, norm, stopped = mean_over_ranks(facts, world)
             # an infinite gradient alone is normal in fp16: the scaler skips the step and scales less
             if not math.isfinite(bce + soft_iou) or not (math.isfinite(norm) or scaler.is_enabled()):
-                raise ValueError(f"loss is {bce + soft_iou} at step {step}, gradient norm {norm}: try a lower "
-                                 f"--lr or --amp off, with --init {out} if it was saved before")
+                raise ValueError(f"loss is {bce + soft_iou} at step {step}, gradient norm {norm}: try a "
+                                 f"lower --lr or --amp off, with --init {out} if it was saved before")
             scaler.step(optimizer)
             scaler.update()
             ema.update_parameters(net)

@@ -149,7 +149,7 @@ def test_names_of_outputs(run, photos, monkeypatch, commands, outputs):
 
 @pytest.fixture
 def troubles(photos, monkeypatch):
-    """Beside the photos, what cannot be read or written. Stdin is closed, and 140,000 pixels are the limit."""
+    """Beside the photos, what cannot be read or written. Stdin is empty, and 140,000 pixels are the limit."""
     for folder in ("blocked", "twins", "locked/inside", "m/a.png", "empty", "empty.jpg"):
         Path(folder).mkdir(parents=True)
     for name in ("nothing.jpg", "no.mp4", "\udcff.mp4", "phone.HEIC", "blocked_masks"):
@@ -165,7 +165,7 @@ def troubles(photos, monkeypatch):
     Path("many.tif").write_bytes(data.replace(tag + b"\x03", tag + b"\x90"))
     scandir, denied = os.scandir, stop(PermissionError(errno.EACCES, "Permission denied"))
     monkeypatch.setattr(os, "scandir", lambda f: (denied if str(f).endswith("inside") else scandir)(f))
-    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO()))
     monkeypatch.setattr(model, "MAX_PIXELS", 140_000)
     # as where pillow-heif is not installed
     monkeypatch.setattr(Image, "OPEN", {kind: plugin for kind, plugin in Image.OPEN.items() if kind != "HEIF"})
@@ -182,7 +182,7 @@ def troubles(photos, monkeypatch):
     ("\udcff.mp4", r"\udcff.mp4: a video's name must be UTF-8: rename it", ""),           # OpenCV crashes
     ("over.png", "over.png: 70001x2 is over the limit of 140000 pixels", ""),
     ("wide.png --overlay", "wide.png: cannot write wide_overlay.jpg: 70000x2 is too large for its format", ""),
-    ("- -o n.png", "-: standard input is empty or closed", ""),
+    ("- -o n.png", "-: standard input is empty", ""),
     ("locked -r", "locked/inside: Permission denied", "locked_masks/a.png"),
     ("blocked", "blocked/a.jpg: cannot write blocked_masks/a.png: ", ""),                 # the folder is a file
     ("photos -o m", "photos/a.jpg: cannot write m/a.png: ", "m/b.png"),                   # the file is a folder
@@ -251,10 +251,13 @@ def test_closed_stdout_is_no_drama(photos, weights, monkeypatch, flags, error):
         pipe.buffer = pipe
         monkeypatch.setattr(sys, "stdout", pipe)
         with contextlib.redirect_stderr(io.StringIO()) as err:
-            assert predict.main(["photos/a.jpg", "-q", "--weights", str(weights),
-                                 "--device", "cpu", *flags.split()]) == 1
+            code = predict.main(["photos/a.jpg", "-q", "--weights", str(weights),
+                                 "--device", "cpu", *flags.split()])
     said = err.getvalue()
-    assert said == "" if error.errno == 32 else error.strerror in said and "Errno" not in said
+    if error.errno == 32:                         # head leaves early
+        assert code == 1 and said == ""
+    else:
+        assert code in (1, 2) and error.strerror in said and said.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for one process there")
@@ -342,11 +345,8 @@ def test_what_a_user_should_know_is_said_once(run, photos):
     for name in "xy":
         photo().save(photos / f"{name}.jpg", exif=exif(6))
         photo(300, 200).save(photos / f"{name}l.png")
-        photo().save(photos / f"{name}{name}.tif", save_all=True, append_images=[photo()] * 2)
-    photo().save(photos / "m.mpo", save_all=True, append_images=[photo()])     # a phone's, with its depth map
     err = run("photos").err
     assert err.count("--stored") == 1 and "photos/x.jpg is displayed turned" in err
-    assert err.count("the first was looked at") == 1 and "photos/xx.tif has 3 pages" in err
     assert err.count("--tile") == 1 and "xl.png made 3.8 times smaller: marks under about 31 pixels" in err
     assert "--stored" not in run("photos --stored").err and "--tile" not in run("photos --tile").err
     assert len(run("photos/a.jpg").err.splitlines()) == 1 and run("photos -q").err == ""  # the summary
@@ -608,7 +608,7 @@ def corpus() -> dict[str, tuple[bytes, tuple[int, int] | str]]:
     add(size, {"UPPER.JPG": jpg})
     add("fails", {"bad new\nline.jpg": b"", "bad latin1-\udce9.jpg": b""})
     # no files, or no plain ones: the test makes them
-    add("fails", {"broken link.jpg": None, "circle.jpg": None, "pipe.jpg": None})
+    add("fails", {"broken link.jpg": None, "circle.jpg": None})
     add(size, {"good link.jpg": None})
     add("either", {"locked.jpg": None})       # root may read it
     return files
@@ -623,7 +623,6 @@ def test_a_mask_or_one_sentence_for_each_file(run, tmp_path):
             (photos / name).write_bytes(content)
     for name, target in {"broken link": "nowhere", "circle": "circle", "good link": "tail"}.items():
         (photos / f"{name}.jpg").symlink_to(f"{target}.jpg")
-    os.mkfifo(photos / "pipe.jpg")
     photo().save(photos / "locked.jpg")
     (photos / "locked.jpg").chmod(0)
     predict.network.cache_clear()
@@ -642,9 +641,9 @@ def test_a_mask_or_one_sentence_for_each_file(run, tmp_path):
             shape, size = mask_of(tmp_path / "photos_masks" / mask).shape, (record["width"], record["height"])
             assert not sentences and shape[::-1] == size and expected in (size, "either"), name
     assert set(tree(tmp_path / "photos_masks")) == masks
-    # a sentence each, the device, the summary, and what is said once: of large, turned and many-paged ones
+    # a sentence each, the device, the summary, and what is said once: of large and of turned ones
     failed = len(files) - len(masks)
-    assert len(lines) == failed + 5 and lines[-1].endswith(f" of {len(files)} pictures, {failed} failed")
+    assert len(lines) == failed + 4 and lines[-1].endswith(f" of {len(files)} pictures, {failed} failed")
 
 
 def test_folders_may_be_deeper_than_python_recurses(run, photos):
