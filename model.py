@@ -97,8 +97,8 @@ def load_encoder(net: Segmenter, weights: str) -> None:
     Raises ValueError with one sentence.
     """
     try:
-        if weights == "imagenet":             # of timm's encoders, smp takes True for it
-            known = weights if net.encoder in smp.encoders.get_encoder_names() else True
+        if weights == "imagenet":             # smp wants True where timm knows the weights
+            known = True if net.encoder.startswith("tu-") else weights
             state = smp.encoders.get_encoder(net.encoder, weights=known).state_dict()
             settings = smp.encoders.get_preprocessing_params(net.encoder, weights)
         else:

@@ -518,7 +518,6 @@ def test_a_run_moves(whole, start, tmp_path, photos, logos, monkeypatch, refused
     after = (tmp_path / "before").rename(tmp_path / "after")
     checkout = shutil.copytree(logos, tmp_path / "checkout" / "logos")
     monkeypatch.setattr(train, "LOGOS", checkout)
-    assert load_checkpoint(out / "last.pt")["args"]["logos"] is None             # the checkout's own
     assert "before is not a folder" in refused(resume(out))
     moved = ("--images", after, "--workers", "1", "--logos", checkout)
     fp16 = shutil.copytree(out, tmp_path / "fp16")
