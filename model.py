@@ -134,12 +134,13 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str]:
         name, why = (("cuda", "a CUDA GPU was found") if torch.cuda.is_available() else
                      ("mps", "Apple's GPU was found") if torch.backends.mps.is_available() else
                      ("cpu", "no GPU was found"))
-    try:                                      # under torchrun, each process has its GPU
-        device = torch.device(name + f":{os.environ.get('LOCAL_RANK', 0)}" * (name == "cuda"))
-        torch.empty(1, device=device)
+    if name == "cuda":                        # under torchrun, each process has its GPU
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ValueError(f"device {name!r} is not there: {first_line(e)}") from e
-    return device, why
+    return torch.device(name), why
 
 
 def pick_amp(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:

@@ -411,7 +411,6 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
             with torch.autocast(device.type, amp, enabled=amp is not None):
                 logits = forward(image)                            # (B, 1, H, W)
             losses = torch.stack(loss_parts(logits.float(), mask.float()))         # (2,)
-            optimizer.zero_grad(set_to_none=True)
             scaler.scale(losses.sum()).backward()
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(net.parameters(), CLIP)
@@ -424,6 +423,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
                                  f"lower --lr or --amp off, with --init {out} if it was saved before")
             scaler.step(optimizer)
             scaler.update()
+            optimizer.zero_grad()
             ema.update_parameters(net)
 
             bar.update()

@@ -309,13 +309,15 @@ def with_alpha(inside, outside):
 
 
 MASKS = {
-    "0 and 255": lambda truth: Image.fromarray(truth * 255), "black and white": lambda truth: Image.fromarray(truth > 0),
+    "0 and 255": lambda truth: Image.fromarray(truth * 255),
+    "black and white": lambda truth: Image.fromarray(truth > 0),
     "class numbers": Image.fromarray, "class numbers, two of them": lambda truth: Image.fromarray(truth * 7),
     "red on black": lambda truth: Image.fromarray(truth[..., None] * np.uint8((255, 0, 0))),
     "palette": palette([0, 0, 0, 255, 255, 255]), "dark palette": palette([0, 0, 0, 0, 64, 0]),
     "alpha, black": with_alpha((0, 0, 0), (0, 0, 0)), "alpha, white": with_alpha((255,) * 3, (255,) * 3),
     "opaque alpha": lambda truth: Image.fromarray(truth * 255).convert("RGBA"),
-    "grey and alpha": lambda truth: Image.merge("LA", [Image.new("L", (48, 40), 200), Image.fromarray(truth * 255)]),
+    "grey and alpha": lambda truth: Image.merge("LA", [Image.fromarray(0 * truth + 200),
+                                                       Image.fromarray(truth * 255)]),
     "16 bit": lambda truth: Image.fromarray(truth * np.uint16(65535)),
     "16-bit class numbers": lambda truth: Image.fromarray(truth.astype(np.uint16))}
 

@@ -26,7 +26,7 @@ import train
 from model import Segmenter, load_checkpoint, load_model, pack, save_checkpoint
 from train import loss_parts, lr_at
 
-SMALL = {"N_EVAL": (6, 6), "N_PICTURES": 2, "LOG_EVERY": 1}                # of the held-out pictures, one is clean
+SMALL = {"N_EVAL": (6, 6), "N_PICTURES": 2, "LOG_EVERY": 1}                # one held-out picture is clean
 OTHER = "tu-mobilenetv3_small_075"                                    # an encoder that flags() does not name
 
 
@@ -176,7 +176,8 @@ def test_evaluations_start_early_and_a_short_run_scores_fewer_pictures(steps, ev
 def test_ranks_share_the_samples_of_a_step_and_take_each_once(batch, world):
     ranks = [train.positions(0, 5, batch, rank, world) for rank in range(world)]
     for step, parts in enumerate(zip(*ranks)):
-        assert sorted(sum(map(list, parts), [])) == list(range(step * batch * world, (step + 1) * batch * world))
+        start = step * batch * world
+        assert sorted(sum(map(list, parts), [])) == list(range(start, start + batch * world))
     assert train.positions(2, 5, batch, 0, world) == ranks[0][2:]     # a resumed run
 
 
@@ -362,7 +363,7 @@ def test_trouble_in_a_worker_is_one_sentence_and_leaves_no_process(
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL))
     assert says in refused(start("run", "--images", mine, "--workers", "2",
                                  "--steps", "99999", "--eval-every", "99999"))
-    gc.collect()                                                      # torch's error and its frame hold each other
+    gc.collect()                                                      # torch's error holds its own frame
     assert not multiprocessing.active_children()
 
 
@@ -373,7 +374,8 @@ def go_through(scenarios):
     enter, leave = dist.init_process_group, dist.destroy_process_group
     dist.destroy_process_group = lambda: None                         # the group does not form a second time
     dist.init_process_group = lambda *a, **k: dist.is_initialized() or enter(*a, **k)
-    troubles = {"signal": lambda bce: signal.raise_signal(signal.SIGTERM), "nan": lambda bce: bce.mul_(math.nan)}
+    troubles = {"signal": lambda bce: signal.raise_signal(signal.SIGTERM),
+                "nan": lambda bce: bce.mul_(math.nan)}
     for name, argv in json.loads(scenarios).items():
         with pytest.MonkeyPatch.context() as patch:
             if os.environ["RANK"] == "1" and name in troubles:
