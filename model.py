@@ -396,6 +396,8 @@ def from_checkpoint(checkpoint: dict, path: Path, ema: bool = True) -> Segmenter
     except KeyError as e:
         raise ValueError(f"{path} is not one of our checkpoints: it has no {e} "
                          "(python model.py import takes the public notebook's)") from e
+    except RuntimeError as e:                 # of load_state_dict, a line for each tensor
+        raise ValueError(f"{path} has other weights than {net.arch} on {net.encoder}") from e
     except Exception as e:
         raise ValueError(f"{path} is not one of our checkpoints: {first_line(e)}") from e
     return net

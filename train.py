@@ -247,8 +247,8 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
         args, ours = parser.parse_args(argv), vars(parser.parse_args([]))
         for name, value in vars(args).items():
             if value != ours[name] and name not in MOVES:
-                raise ValueError(f"--resume takes this flag from the run: leave out "
-                                 f"--{name.replace('_', '-')} {value}, which was {ours[name]}")
+                raise ValueError(f"--resume takes all but {', '.join(MOVES)} from the run: "
+                                 f"leave out --{name.replace('_', '-')} {value}")
     for name, least in LEAST.items():
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}")
@@ -268,7 +268,7 @@ def new_network(args: argparse.Namespace) -> Segmenter:
     except ValueError as e:
         if args.encoder_weights:
             raise
-        print(f"train.py: {e}. Going on from random weights, which takes far more steps.", file=sys.stderr)
+        print(f"going on from random weights, which takes far more steps: {e}", file=sys.stderr)
         args.encoder_weights = "none"
     return net
 

@@ -236,7 +236,7 @@ def test_bad_weights_are_one_sentence_that_names_the_file(net, saved, tmp_path):
             *((code, "damaged, or no file of plain") for code in (pickle.dumps(exec, 2), {"arch": exec})),
             ({"format": 99}, "another format"),
             ({"options": {"subpixel": True}}, "the last commit that reads older weights is a615433"),
-            ({"encoder": "resnet18"}, "not one of our checkpoints"), *((change, "odd.pt") for change in odd)]:
+            ({"encoder": "resnet18"}, "other weights than unet on resnet18"), *((change, "odd.pt") for change in odd)]:
         if isinstance(bad, bytes):
             path.write_bytes(bad)
         else:

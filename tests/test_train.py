@@ -490,8 +490,8 @@ def test_own_marks_are_learned_beside_general_ones(tmp_path, photos, logos, monk
     ("--arch unett", "unett"), ("--encoder mobilenetv2", "mobilenet_v2"),
     ("--images nowhere", "nowhere is not a folder"), ("--pairs nowhere", "nowhere has no layout"),
     ("--init none.pt", "no weights at none.pt"), ("--resume nowhere", "no last.pt, or weights alone"),
-    ("--resume {whole} --arch fpn", "leave out --arch fpn, which was linknet"),
-    ("--resume {whole} --seed 1", "leave out --seed 1, which was 0"),
+    ("--resume {whole} --arch fpn", "leave out --arch fpn"),
+    ("--resume {whole} --seed 1", "leave out --seed 1"),
     ("--images {pairs}", "--pairs {pairs}"), ("--images .", "--pairs {pairs}/val ")])
 def test_a_users_mistake_is_one_sentence_and_exit_2(
         more, says, whole, pairs, start, tmp_path, monkeypatch, refused):
@@ -542,7 +542,7 @@ def test_a_run_is_prolonged(whole, tmp_path, refused):
 
 
 @pytest.mark.parametrize("change, says", [
-    ({"args": None}, "no last.pt, or weights alone"), ({"model": {}}, "last.pt is not one of our checkpoints"),
+    ({"args": None}, "no last.pt, or weights alone"), ({"model": {}}, "last.pt has other weights than linknet"),
     ({"arch": "unett"}, "unett"), ({"format": 9}, "another format")])
 def test_a_run_that_cannot_go_on_is_one_sentence(change, says, whole, monkeypatch, refused):
     case = load_checkpoint(whole / "last.pt") | change
