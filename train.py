@@ -351,9 +351,7 @@ def run(args: argparse.Namespace, checkpoint: dict | None) -> int:
     ema = AveragedModel(net, multi_avg_fn=update_average, use_buffers=True)
     parts, step, best_iou = {"ema": ema.module, "optimizer": optimizer, "scaler": scaler}, 0, None
     if checkpoint:
-        step = checkpoint["step"]
-        if args.steps == checkpoint["args"]["steps"]:  # else best.pt may be the best of fewer pictures
-            best_iou = checkpoint["best_iou"]
+        step, best_iou = checkpoint["step"], checkpoint["best_iou"]
         ema.n_averaged.fill_(step)
         for name, part in parts.items():
             if checkpoint[name]:                       # {}: the scaler of a device that needs none
