@@ -282,7 +282,7 @@ def read_mask(path: Path, above: float) -> np.ndarray:
 
 def make_pair(layout: tuple, pairs: list[tuple], square: int | None, i: int):
     name, (images, masks, meta) = pairs[i]
-    notes, above = [], layout[-1]
+    above, notes = layout[-1], []
     meta = meta | {"name": name, "notes": notes}
     try:
         if len(images) != 1 or len(masks) != 1:

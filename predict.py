@@ -63,7 +63,8 @@ from tqdm import tqdm
 
 from model import (ENLARGE, FORMATS, MAX_PIXELS, SHARED, SIZE, SURE, WEIGHTS, Segmenter, default_dilation,
                    dilate, first_line, fit, load_image, load_model, one_way_out, pick_amp, pick_device,
-                   predict_prob, predict_probs, printable, read_image, replacing, resize_prob, square_side, to_mask)
+                   predict_prob, predict_probs, printable, read_image, replacing, resize_prob, square_side,
+                   to_mask)
 
 BATCH = {"cuda": 16, "mps": 4, "cpu": 1}      # pictures of one shape in a pass; a CPU gains nothing from two
 NETWORKS = 4                                  # so many at most work side by side, each on its share of cores

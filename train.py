@@ -249,6 +249,8 @@ def parse(argv=None) -> tuple[argparse.Namespace, dict | None]:
             if value != ours[name] and name not in MOVES:
                 raise ValueError(f"--resume takes all but {', '.join(MOVES)} from the run: "
                                  f"leave out --{name.replace('_', '-')} {value}")
+    if args.logos and Path(args.logos).resolve() == LOGOS.resolve():
+        args.logos = None                              # the checkout's own: nobody's mark, and it may move
     for name, least in LEAST.items():
         if getattr(args, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}")

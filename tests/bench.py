@@ -107,7 +107,7 @@ def bench_training(images: str, logos: str, device: torch.device) -> None:
     """The bare step on one cached batch, then the whole of train.py: loader, clipping, EMA, logs."""
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     amp, _ = pick_amp("auto", device)
-    train.N_EVAL, train.N_PICTURES, train.LOG_EVERY = (1, 1), 1, 5          # steps per round
+    train.N_EVAL, train.N_PICTURES, train.LOG_EVERY = (1, 1), 1, 5     # steps per round
     for size, batch in ((192, 16), (256, 32)):
         pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
         mask = (torch.rand(batch, 1, size, size, device=device) > 0.9).float()

@@ -236,7 +236,8 @@ def test_bad_weights_are_one_sentence_that_names_the_file(net, saved, tmp_path):
             *((code, "damaged, or no file of plain") for code in (pickle.dumps(exec, 2), {"arch": exec})),
             ({"format": 99}, "another format"),
             ({"options": {"subpixel": True}}, "the last commit that reads older weights is a615433"),
-            ({"encoder": "resnet18"}, "other weights than unet on resnet18"), *((change, "odd.pt") for change in odd)]:
+            ({"encoder": "resnet18"}, "other weights than unet on resnet18"),
+            *((change, "odd.pt") for change in odd)]:
         if isinstance(bad, bytes):
             path.write_bytes(bad)
         else:
@@ -376,7 +377,7 @@ def test_import_of_the_public_notebook(tmp_path, capsys):
     for arch, encoder in (("fpn", "mit_b0"), ("unet", "resnet18")):
         assert model.main([*command, arch, "--encoder", encoder]) == 2
         err = capsys.readouterr().err
-        assert "notebook.pth" in err and len(err.splitlines()) == 1
+        assert f"notebook.pth has other weights than {arch} on {encoder}" in err and len(err.splitlines()) == 1
     assert model.main([*command, "unet", "--encoder", "mit_b0"]) == 0
     image = noise(1, 3, 64, 64)
     ours = load_model(tmp_path / "ours.pt")(image)

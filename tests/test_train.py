@@ -326,6 +326,15 @@ def test_a_run_that_breaks_says_why_and_resumes_to_the_same_end(
 
 
 @pytest.mark.filterwarnings("error::UserWarning")                     # a skipped first step is no news
+def test_a_resumed_run_drops_out_what_it_would_have(start, tmp_path, monkeypatch):
+    assert start("whole", "--arch", "fpn") == 0                       # which has dropout
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda bce: signal.raise_signal(signal.SIGINT))
+        assert start("run", "--arch", "fpn") == 130
+    assert resume(tmp_path / "run") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_an_infinite_gradient_is_skipped_in_fp16(start, tmp_path, monkeypatch):
     at_step(monkeypatch, 3, overflow)
     assert start("run", "--amp", "fp16") == 0
@@ -478,6 +487,7 @@ def test_own_marks_are_learned_beside_general_ones(tmp_path, photos, logos, monk
     (mine / "font.ttf").write_bytes(b"none")
     assert data_of(photos, mine, *init)[0].first.recipe == "default"  # words, where a font is
     assert type(data_of(photos, mine)[0]) is type(data_of(photos, logos, *init)[0]) is synth.Synth
+    assert data_of(photos, train.LOGOS, *init)[0].recipe == "default"  # the checkout's own: as without them
     monkeypatch.setattr(train, "LOGOS", mine)                         # one logo: fewer than one's own
     assert type(data_of(photos, logos, *init)[0]) is synth.Synth
 
@@ -520,6 +530,7 @@ def test_a_run_moves(whole, start, tmp_path, photos, logos, monkeypatch, refused
     after = (tmp_path / "before").rename(tmp_path / "after")
     checkout = shutil.copytree(logos, tmp_path / "checkout" / "logos")
     monkeypatch.setattr(train, "LOGOS", checkout)
+    assert load_checkpoint(out / "last.pt")["args"]["logos"] is None             # the checkout's own
     assert "before is not a folder" in refused(resume(out))
     moved = ("--images", after, "--workers", "1", "--logos", checkout)
     fp16 = shutil.copytree(out, tmp_path / "fp16")
